@@ -1,0 +1,52 @@
+# One verb per check, the same for people, hooks and CI. `make serve` and `make test` do all set-up themselves.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A machine with a GPU: `make install TORCH="torch==2.13.0 --index-url <the CUDA index that pytorch.org names for your driver>"`.
+TORCH ?= torch==2.13.0
+# The clients live in their own distribution; the stamp is renewed when any list of packages changes.
+STAMP := $(VENV)/.installed
+
+.PHONY: help install serve test test-all test-gpu check format demo clean
+
+help:            ## list the verbs
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: $(STAMP)  ## create .venv with the tested set of packages (torch first)
+
+$(STAMP): pyproject.toml constraints.txt clients/python/pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[pipeline,dev]' -e clients/python
+	@touch $@
+
+serve: $(STAMP)  ## serve the built-in model on http://127.0.0.1:8000
+	$(BIN)/mera serve
+
+test: $(STAMP)   ## everything but the slow and the gpu tests, under ten minutes on two cores
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+test-all: $(STAMP)  ## the slow tests too
+	$(BIN)/python -m pytest -m 'not gpu'
+
+test-gpu: $(STAMP)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: $(STAMP)  ## lint, types, import directions, Docker files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+format: $(STAMP)  ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(STAMP)   ## build the built-in model and its artifacts again, from this repository alone
+	$(BIN)/mera demo build
+
+clean:           ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

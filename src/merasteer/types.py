@@ -1,0 +1,335 @@
+"""Frozen values that every layer exchanges. No behaviour beyond validation and derived properties.
+
+Shapes: L layers, d width, P resident policies, N items. Layers are 0-based. Tensors are float32 on the CPU unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from merasteer.errors import InvalidInput
+
+__all__ = [
+    "ANSWER_POSITIONS",
+    "DECISIONS",
+    "DIRECTIONS",
+    "HOOK_POINTS",
+    "METHODS",
+    "POSITIONS",
+    "Answer",
+    "AnswerPosition",
+    "Artifact",
+    "DataSource",
+    "Decision",
+    "Direction",
+    "Example",
+    "FinishReason",
+    "Generation",
+    "GenerationRequest",
+    "HookPoint",
+    "Method",
+    "Policy",
+    "Positions",
+    "PredictedError",
+    "Sampling",
+    "ServedTask",
+    "SplitSizes",
+    "Splits",
+    "SteeringCounts",
+    "SteeringVectors",
+    "Task",
+    "TokenTrace",
+]
+
+HookPoint = Literal["residual", "mlp_input", "reference"]
+Direction = Literal["euclidean", "covariance", "contrastive"]
+Positions = Literal["generation", "all"]
+AnswerPosition = Literal["last", "exact"]
+Method = Literal["mera", "none", "additive", "contrastive"]
+Decision = Literal["steered", "not_needed", "abstained", "off"]
+FinishReason = Literal["length", "eos_token", "stop_sequence"]
+
+HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
+ANSWER_POSITIONS: tuple[AnswerPosition, ...] = get_args(AnswerPosition)
+METHODS: tuple[Method, ...] = get_args(Method)
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+
+# ------------------------------------------------------------------------------------------------ tasks
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """Rows of each split, taken in file order unless `shuffle`."""
+
+    train: int = 1500
+    calibration: int = 250
+    test: int = 250
+    shuffle: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where rows come from: a local file, or a data set on a hub."""
+
+    label: str
+    path: Path | None = None
+    hub: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A closed-label job as a task file describes it. `variants[i]` are the spellings of `labels[i]`."""
+
+    name: str
+    labels: tuple[str, ...]
+    variants: tuple[tuple[str, ...], ...]
+    template: str
+    position: AnswerPosition = "last"
+    max_new_tokens: int = 1
+    data: DataSource | None = None
+    splits: SplitSizes = field(default_factory=SplitSizes)
+
+
+@dataclass(frozen=True)
+class ServedTask:
+    """A task resolved against a tokenizer: all that serving needs. `variants[i]` are the token ids of `labels[i]`."""
+
+    name: str
+    labels: tuple[str, ...]
+    variants: tuple[tuple[int, ...], ...]
+    template: str
+    position: AnswerPosition
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled row. `digest` identifies its content: the template's fields, NFC, white space collapsed, case-folded."""
+
+    prompt: str
+    label: int
+    digest: str
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three splits, disjoint by content. `skipped` counts rows dropped because their content had been seen."""
+
+    train: tuple[Example, ...]
+    calibration: tuple[Example, ...]
+    test: tuple[Example, ...]
+    skipped: int = 0
+
+    @property
+    def digests(self) -> dict[str, list[str]]:
+        """Content digests per split, in order."""
+        return {name: [example.digest for example in getattr(self, name)] for name in ("train", "calibration", "test")}
+
+
+# ------------------------------------------------------------------------------------------- steering
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVectors:
+    """What the engine holds resident: readouts and steps of one hook point.
+
+    weight (L, d), bias (L,), step (L, d). A row of `weight` that is zero is an idle layer: it is neither read nor moved.
+    """
+
+    hook_point: HookPoint
+    weight: torch.Tensor
+    bias: torch.Tensor
+    step: torch.Tensor
+    report_layer: int
+
+    def __post_init__(self) -> None:
+        layers = self.weight.shape[0]
+        if self.weight.ndim != 2 or self.step.shape != self.weight.shape or self.bias.shape != (layers,):
+            raise InvalidInput(
+                f"steering vectors: weight {tuple(self.weight.shape)}, bias {tuple(self.bias.shape)} and step "
+                f"{tuple(self.step.shape)} do not agree; give (L, d), (L,) and (L, d)"
+            )
+        for name in ("weight", "bias", "step"):
+            if not torch.isfinite(getattr(self, name)).all():
+                raise InvalidInput(f"steering vectors: {name} holds a value that is not finite; fit the probe again")
+        if not 0 <= self.report_layer < layers:
+            raise InvalidInput(f"steering vectors: report_layer {self.report_layer} is outside 0..{layers - 1}")
+
+    @property
+    def active_layers(self) -> tuple[int, ...]:
+        """Layers whose readout is not zero."""
+        return tuple(torch.nonzero(self.weight.abs().sum(-1) > 0).flatten().tolist())
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What one request asks of the engine. `vectors` is the key under which the engine holds the steering vectors.
+
+    alpha: threshold on the predicted error, in (0, 1); None never moves by the closed form (the readouts are still read).
+    strength: fixed-strength baselines move every eligible token by −strength · step; 0 for MERA.
+    layers: layers that may move; None means every active layer.
+    """
+
+    vectors: str
+    alpha: float | None = None
+    strength: float = 0.0
+    positions: Positions = "generation"
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0.0 < self.alpha < 1.0:
+            raise InvalidInput(f"alpha: {self.alpha!r} is outside the open interval (0, 1); give a probability such as 0.3")
+        if self.positions not in POSITIONS:
+            raise InvalidInput(f"positions: {self.positions!r} is not one of {', '.join(POSITIONS)}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. temperature None or 0 is greedy, and then nothing else counts."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return not self.temperature
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One request to the engine. `variants` (token ids per class) asks for class probabilities at the answer position."""
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    policy: Policy | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    variants: tuple[tuple[int, ...], ...] | None = None
+    position: AnswerPosition = "last"
+    logprobs: bool = False
+    trace: bool = False
+
+
+@dataclass(frozen=True)
+class PredictedError:
+    """σ(z) at the report layer just before its step and re-read just behind it, at the answer position."""
+
+    before: float
+    after: float
+    layer: int
+    position: Literal["answer", "last_prompt"]
+
+
+@dataclass(frozen=True)
+class SteeringCounts:
+    """Over the positions that the policy may act on. Shifts are ‖v‖/‖h‖ over moved cells, 0 when none moved."""
+
+    tokens: int = 0
+    steered_tokens: int = 0
+    cells: int = 0
+    steered_cells: int = 0
+    mean_shift: float = 0.0
+    max_shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """label: class index of the answer token, None when missing. probabilities: class softmax at the answer position."""
+
+    label: int | None
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """What happened at the position that chose one generated token; one value per layer (idle layers read 0 and 0.5)."""
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    shift: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """The engine's answer to one request.
+
+    activations: hook point -> (L, d) at the answer position, before any step there; only from an engine that captures.
+    token_times, queued_at, started_at: `time.perf_counter()` seconds.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    predicted_error: PredictedError | None
+    steering: SteeringCounts
+    answer: Answer | None
+    logprobs: tuple[float, ...] | None = None
+    trace: tuple[TokenTrace, ...] | None = None
+    activations: Mapping[str, torch.Tensor] | None = None
+    queued_at: float = 0.0
+    started_at: float = 0.0
+    token_times: tuple[float, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------ artifacts
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """Readouts, steps, the chosen candidate and its certificate: immutable and content-addressed (docs/method.md).
+
+    weight (L, d), bias (L,), step (L, d) zero where idle; contrastive (L, d) or None; label_bias (labels,) or None.
+    manifest and calibration are the parsed JSON files; see `merasteer.store.manifest` for their fields.
+    """
+
+    manifest: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    weight: torch.Tensor
+    bias: torch.Tensor
+    step: torch.Tensor
+    contrastive: torch.Tensor | None = None
+    label_bias: torch.Tensor | None = None
+
+    @property
+    def digest(self) -> str:
+        return str(self.manifest["digest"])
+
+    @property
+    def alpha(self) -> float | None:
+        alpha = self.manifest["steering"]["alpha"]
+        return None if alpha is None else float(alpha)
+
+    @property
+    def certified(self) -> bool:
+        return bool(self.manifest["certified"])
+
+    @property
+    def task(self) -> ServedTask:
+        raw = self.manifest["task"]
+        return ServedTask(
+            name=raw["name"],
+            labels=tuple(raw["labels"]),
+            variants=tuple(tuple(ids) for ids in raw["variants"]),
+            template=raw["template"],
+            position=raw["position"],
+            max_new_tokens=raw["max_new_tokens"],
+        )
+
+    @property
+    def vectors(self) -> SteeringVectors:
+        steering = self.manifest["steering"]
+        return SteeringVectors(steering["hook_point"], self.weight, self.bias, self.step, steering["report_layer"])
