@@ -1,1 +1,7 @@
-"""engine."""
+"""One engine for HTTP and for the offline pipeline: transformers' continuous batching with one policy per request."""
+
+from merasteer.engine.config import EngineConfig
+from merasteer.engine.engine import Engine, EngineStats
+from merasteer.engine.loading import LoadedModel, load_model, wrap_model
+
+__all__ = ["Engine", "EngineConfig", "EngineStats", "LoadedModel", "load_model", "wrap_model"]

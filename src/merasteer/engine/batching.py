@@ -1,0 +1,275 @@
+"""The seam with transformers' continuous batching (5.23): the only file that knows the library's internals.
+
+What is added to the library, and where:
+  rows      two int32 rows ride in its bulk input tensor: the slot of every request in batch order, and the slots of the requests
+            that get a new token, in the order of the score rows. So async batching and captured graphs see them.
+  prepare   before each batch is prepared the engine hands over waiting requests and cancellations.
+  finish    the logits list ends each step: class logits, sampling, counts (`Steering.finish`).
+  update    before the library applies a step's tokens the report is read; only delivered tokens reach the engine.
+If a part is missing in the installed version, `check_seams` fails at start-up and names it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching import continuous_api, input_outputs, model_runner, requests, scheduler
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
+from transformers.generation.continuous_batching.requests import RequestStatus
+from transformers.generation.continuous_batching.utils import stream_context
+
+from merasteer.engine.config import EngineConfig
+from merasteer.engine.steer import Steering
+from merasteer.errors import SeamMissing
+
+__all__ = ["Delivered", "Sink", "SteeringManager", "Step", "check_seams"]
+
+ROWS = 2
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """One request's part of a step. row: its counts (batch order). read: its reads, or None while its prompt is prefilled in chunks."""
+
+    request_id: str
+    row: int
+    read: int | None
+    token: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one forward pass left behind, on the host. report (R, columns of `Steering.report`); trace and captured by read row."""
+
+    delivered: tuple[Delivered, ...]
+    report: torch.Tensor
+    trace: torch.Tensor | None
+    captured: dict[Any, torch.Tensor]
+
+
+class Sink(Protocol):
+    """What the engine does at the seam; every call comes from the generation thread."""
+
+    def on_prepare(self) -> None: ...
+
+    def on_batch(self, states: Sequence[Any]) -> list[int]:
+        """The slots of the requests of a batch, in order. An unknown request is our own bug and raises."""
+
+    def on_step(self, step: Step) -> None: ...
+
+    def on_finished(self, request_id: str) -> None: ...
+
+    def on_failed(self, request_id: str, error: str) -> None: ...
+
+    def on_fatal(self, error: BaseException) -> None: ...
+
+
+class _Rows(ContinuousBatchingLogitsProcessorList):
+    """The library's logits list with two more rows, always processed."""
+
+    def __init__(self, inner: ContinuousBatchingLogitsProcessorList, steering: Steering, sink: Sink) -> None:
+        self.__dict__.update(inner.__dict__)
+        self.tensors_required += ROWS
+        self.do_processing = True
+        self._steering, self._sink = steering, sink
+
+    def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
+        super().fill_defaults(int32_tensor[:-ROWS])
+        int32_tensor[-ROWS:].zero_()
+
+    def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> torch.Tensor:
+        super().prepare_tensor_args(requests_in_batch, arg_storage[:-ROWS])
+        slots = self._sink.on_batch([future.state for future in requests_in_batch])
+        new = [slot for slot, future in zip(slots, requests_in_batch, strict=True) if future.has_new_token]
+        arg_storage[-ROWS:].zero_()  # the library resets only its own rows
+        arg_storage[-2, : len(slots)] = torch.tensor(slots, dtype=torch.int32)
+        arg_storage[-1, : len(new)] = torch.tensor(new, dtype=torch.int32)
+        return arg_storage
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
+    ) -> torch.Tensor:
+        scores = super().__call__(input_ids, scores, logits_processor_args[:-ROWS])
+        return self._steering.finish(scores)
+
+
+class _Router(OutputRouter):
+    """Failures go to the sink; results do not pass here (the sink reads each step)."""
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def deliver(self, output: Any) -> None:
+        if output.status == RequestStatus.FAILED:
+            self._sink.on_failed(output.request_id, output.error or "the batch failed")
+
+    def deliver_batch(self, outputs: list[Any]) -> None:
+        for output in outputs:
+            self.deliver(output)
+
+
+class SteeringManager(ContinuousBatchingManager):
+    """The library's manager with steering in its batch. Start it inside `Steering.attached()`."""
+
+    def __init__(self, model: Any, steering: Steering, sink: Sink, config: EngineConfig) -> None:
+        check_seams()
+        generation = GenerationConfig(do_sample=False, max_new_tokens=1, pad_token_id=0, eos_token_id=-1)
+        super().__init__(model, generation, _batching_config(config))
+        self.logit_processor: Any = _Rows(self.logit_processor, steering, sink)
+        self.output_router = _Router(sink)
+        self.capacity = 0  # the longest request that fits the cache alone, once `ready` is set
+        self.ready = threading.Event()
+        self._steering, self._sink = steering, sink
+        self._reports: deque[_HostCopy] = deque()
+
+    def start(self) -> None:
+        """Starts the generation thread; a daemon, so that a crash of the main thread never hangs the process."""
+        self.background_thread_status.clear()
+        self._generation_thread = threading.Thread(target=self._run_generation_loop, name="mera-engine", daemon=True)
+        self._generation_thread.start()
+
+    def wake(self) -> None:
+        """Makes an idle loop look for work at once."""
+        self._wake_up_loop.set()
+
+    @property
+    def cache_used_ratio(self) -> float:
+        """Part of the KV cache that is in use."""
+        processor = self.batch_processor
+        return 0.0 if processor is None else 1.0 - float(processor.cache.compute_free_capacity())
+
+    def _create_batch_processor(self) -> Any:
+        processor = super()._create_batch_processor()
+        prepare, update = processor.prepare_next_batch, processor.update_batch
+
+        def prepare_next_batch() -> bool:
+            with self._stream():
+                self._sink.on_prepare()
+            return bool(prepare())
+
+        def update_batch() -> None:
+            step = self._read_step(processor)
+            update()
+            self._sink.on_step(step)
+            for part in step.delivered:
+                if (
+                    part.request_id not in processor.scheduler.active_requests
+                    and part.request_id not in processor.scheduler.waiting_requests
+                ):
+                    self._sink.on_finished(part.request_id)
+
+        processor.prepare_next_batch, processor.update_batch = prepare_next_batch, update_batch
+        self.batch_processor = processor
+        self.capacity = model_runner.infer_max_single_request_tokens(processor.cache)
+        self.ready.set()
+        return processor
+
+    def _generation_step(self) -> None:
+        super()._generation_step()
+        with self._stream():
+            self._reports.append(_HostCopy(self._steering))
+
+    def _read_step(self, processor: Any) -> Step:
+        """The report of the batch that is about to be applied, restricted to requests whose tokens the library will deliver."""
+        futures, tokens, _ = processor.inputs_and_outputs.prepare_batch_update()
+        copy = self._reports.popleft()
+        delivered, read = [], 0
+        for row, future in enumerate(futures):
+            new = future.has_new_token
+            # Finished or evicted between scheduling and here (async batching only): the token is overshoot and is dropped.
+            if future.state.status not in (RequestStatus.FINISHED, RequestStatus.PENDING):
+                delivered.append(
+                    Delivered(future.state.request_id, row, read if new else None, tokens[read] if new else None)
+                )
+            read += new
+        return Step(tuple(delivered), *copy.wait())
+
+    def _handle_critical_error(self, error: Exception, batch_processor: Any) -> None:
+        self._sink.on_fatal(error)
+        self.ready.set()
+        super()._handle_critical_error(error, batch_processor)
+
+    def _stream(self) -> Any:
+        """The stream that the batch computes on, so that table writes and report copies keep its order."""
+        processor = self.batch_processor
+        stream = None if processor is None else processor.inputs_and_outputs.compute_stream
+        return stream_context(stream)  # a no-op for None
+
+
+class _HostCopy:
+    """A step's report on its way to the host. On a CPU it is the buffer itself: it is read before the next step begins."""
+
+    def __init__(self, steering: Steering) -> None:
+        tensors = [steering.report, *([steering.trace] if steering.switches.trace else []), *steering.captured.values()]
+        self._trace, self._points = steering.switches.trace, list(steering.captured)
+        self._event: torch.Event | None = None
+        if steering.report.is_cuda:
+            tensors = [torch.empty(t.shape, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+            self._event = torch.Event(steering.report.device)
+            self._event.record()
+        self._tensors = tensors
+
+    def wait(self) -> tuple[torch.Tensor, torch.Tensor | None, dict[Any, torch.Tensor]]:
+        if self._event is not None:
+            self._event.synchronize()
+        report, *others = self._tensors
+        trace = others.pop(0) if self._trace else None
+        return report, trace, dict(zip(self._points, others, strict=True))
+
+
+def _batching_config(config: EngineConfig) -> ContinuousBatchingConfig:
+    return ContinuousBatchingConfig(
+        page_size=config.page_size,
+        num_blocks=config.cache_tokens // config.page_size,
+        max_batch_tokens=config.max_batch_tokens,
+        max_requests_per_batch=config.max_requests,
+        allow_block_sharing=False,  # the library shares by tokens alone: KV computed under one policy could reach another
+        use_cuda_graph=config.cuda_graphs,
+        use_async_batching=config.async_batching,
+        auto_switch_to_flash=False,
+    )
+
+
+_SEAMS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
+    (ContinuousBatchingLogitsProcessorList, "fill_defaults", ("int32_tensor",)),
+    (ContinuousBatchingLogitsProcessorList, "prepare_tensor_args", ("requests_in_batch", "arg_storage")),
+    (ContinuousBatchingLogitsProcessorList, "__call__", ("input_ids", "scores", "logits_processor_args")),
+    (ContinuousBatchingManager, "_create_batch_processor", ()),
+    (ContinuousBatchingManager, "_generation_step", ()),
+    (ContinuousBatchingManager, "_run_generation_loop", ()),
+    (ContinuousBatchingManager, "_handle_critical_error", ("error", "batch_processor")),
+    (ContinuousBatchingManager, "add_request", ("input_ids", "request_id", "max_new_tokens", "eos_token_id")),
+    (ContinuousBatchingManager, "cancel_request", ("request_id",)),
+    (continuous_api.ContinuousBatchProcessor, "prepare_next_batch", ()),
+    (continuous_api.ContinuousBatchProcessor, "update_batch", ()),
+    (input_outputs.ContinuousBatchingIOs, "prepare_batch_update", ()),
+    (input_outputs.ContinuousBatchingAsyncIOs, "prepare_batch_update", ()),
+    (model_runner, "infer_max_single_request_tokens", ("cache",)),
+    (OutputRouter, "deliver_batch", ("outputs",)),
+    (scheduler.Scheduler, "finish_request", ("request_id",)),
+    (requests.RequestState, "update_and_check_completion", ("token_id",)),
+)
+
+
+def check_seams() -> None:
+    """Raises SeamMissing naming the first part of the library that steering stands on and that is not there."""
+    import transformers
+
+    for owner, name, parameters in _SEAMS:
+        found = getattr(owner, name, None)
+        missing = [p for p in parameters if p not in inspect.signature(found).parameters] if callable(found) else [name]
+        if missing:
+            raise SeamMissing(
+                f"transformers {transformers.__version__}: {getattr(owner, '__name__', owner)}.{name} lacks {', '.join(missing)}; "
+                "install the version that constraints.txt pins"
+            )

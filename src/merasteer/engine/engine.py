@@ -1,0 +1,339 @@
+"""The engine: admission, slots and answers around the library's continuous batch. It serves HTTP and runs the offline pipeline.
+
+`submit` may be called from any thread and never blocks. Everything else that changes state happens on the generation thread, at the
+seam (`merasteer.engine.batching`): before each batch waiting requests get a free slot and cancelled ones leave; after each batch the
+report is added to the runs. Every accepted request ends in exactly one answer: a result, a cancellation or an error.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from merasteer.engine.batching import SteeringManager, Step
+from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS, EngineConfig
+from merasteer.engine.loading import LoadedModel
+from merasteer.engine.run import Resident, Run
+from merasteer.engine.steer import Steering, Switches
+from merasteer.engine.tables import first_position, movable_layers
+from merasteer.engine.text import Continuation, encode
+from merasteer.errors import EmptyInputs, EngineFailed, InvalidInput, MeraError, Overloaded, PromptTooLong
+from merasteer.types import FinishReason, Generation, GenerationRequest, SteeringVectors
+
+__all__ = ["Engine", "EngineStats"]
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A moment's load. running and waiting count requests; cache_used_ratio is in [0, 1]."""
+
+    running: int
+    waiting: int
+    cache_used_ratio: float
+
+
+class Engine:
+    """One model in one continuous batch, one policy per request. A context manager; `start` and `stop` do the same."""
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig | None = None) -> None:
+        self.loaded, self.config = loaded, config or EngineConfig()
+        self.failure: BaseException | None = None
+        self._steering = Steering(loaded.model, loaded.layers, loaded.width, self.config)
+        self._residents: dict[str, Resident] = {}
+        self._runs: dict[str, Run] = {}
+        self._waiting: deque[Run] = deque()
+        self._cancelled: deque[Run] = deque()
+        self._slots = list(range(self.config.max_requests, 0, -1))
+        self._lock = threading.Lock()
+        self._ids = itertools.count()
+        self._manager: SteeringManager | None = None
+        self._stack = ExitStack()
+        self._eos = _eos(loaded)
+
+    # ------------------------------------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Attaches the hooks and starts the generation thread. Raises SeamMissing or EngineFailed if it cannot run."""
+        if self._manager is not None:
+            raise EngineFailed("engine: it was started already; stop it first")
+        self.failure = None
+        with ExitStack() as stack:
+            stack.enter_context(self._steering.attached())
+            stack.callback(self.loaded.model.set_attn_implementation, self.loaded.attention)
+            manager = SteeringManager(self.loaded.model, self._steering, self, self.config)
+            stack.callback(manager.stop, block=True, timeout=60, hard_stop=True)
+            manager.start()
+            manager.ready.wait()
+            if self.failure is not None:
+                raise EngineFailed(f"engine: the generation loop did not start ({self.failure})") from self.failure
+            self._manager, self._stack = manager, stack.pop_all()
+
+    def stop(self) -> None:
+        """Stops the loop and takes the hooks out. Requests without an answer get EngineFailed."""
+        with self._lock:
+            manager, self._manager = self._manager, None
+        if manager is not None:
+            self._stack.close()
+            self._fail_all(EngineFailed("engine: it was stopped before the request was answered; send it again"))
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # ------------------------------------------------------------------------------ steering vectors
+
+    def register(self, key: str, vectors: SteeringVectors) -> None:
+        """Makes steering vectors resident under a key. Raises InvalidInput if the key is taken or the vectors do not fit."""
+        with self._lock:
+            if key in self._residents:
+                raise InvalidInput(f"vectors: {key!r} is registered already; unregister it first")
+            if vectors.hook_point not in self._steering.tables:
+                known = ", ".join(self._steering.tables)
+                raise InvalidInput(
+                    f"hook_point: {self.loaded.architecture} has no {vectors.hook_point!r}; use one of {known}"
+                )
+            row = self._steering.tables[vectors.hook_point].add(vectors)
+            self._residents[key] = Resident(vectors.hook_point, row, vectors)
+        if self._steering.report.is_cuda:
+            torch.cuda.synchronize()
+
+    def unregister(self, key: str) -> None:
+        """Forgets a key at once; its row is freed when the last request that uses it has ended."""
+        with self._lock:
+            resident = self._residents.pop(key, None)
+            if resident is None:
+                raise InvalidInput(f"vectors: {key!r} is not registered")
+            resident.retired = True
+            self._drop_if_unused(resident)
+
+    def _drop_if_unused(self, resident: Resident) -> None:
+        if resident.retired and resident.users == 0:
+            self._steering.tables[resident.hook_point].remove(resident.row)
+
+    # -------------------------------------------------------------------------------------- requests
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a prompt, special tokens added as the tokenizer does."""
+        return encode(self.loaded.tokenizer, text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, special ones kept."""
+        return str(self.loaded.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+
+    def submit(self, request: GenerationRequest) -> Future[Generation]:
+        """Admits a request; the future gets its answer. Cancelling the future cancels the request. Never blocks.
+
+        Raises EmptyInputs, PromptTooLong, InvalidInput, Overloaded (the waiting queue is full) or EngineFailed.
+        """
+        self._check(request)
+        continuation = Continuation(self.loaded.tokenizer, request.prompt, request.stop)
+        with self._lock:
+            manager = self._alive()
+            limit = self.config.max_waiting
+            if limit is not None and len(self._waiting) >= limit + len(self._slots):
+                raise Overloaded(
+                    f"engine: {len(self._waiting)} requests are waiting and the limit is {limit}; try again later"
+                )
+            resident = self._resident(request)
+            run = Run(f"r{next(self._ids)}", request, resident, continuation, self._eos)
+            if resident is not None:
+                resident.users += 1
+            self._runs[run.id] = run
+            self._waiting.append(run)
+        run.future.add_done_callback(lambda future: self._cancel(run) if future.cancelled() else None)
+        manager.wake()
+        return run.future
+
+    def stats(self) -> EngineStats:
+        """The load at this moment."""
+        manager = self._manager
+        running = self.config.max_requests - len(self._slots)
+        return EngineStats(running, len(self._waiting), manager.cache_used_ratio if manager is not None else 0.0)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest request (prompt and new tokens) that fits the model's context and the cache."""
+        capacity = self._manager.capacity if self._manager is not None else self.config.cache_tokens
+        return min(self.loaded.context, capacity)
+
+    def _alive(self) -> SteeringManager:
+        if self._manager is None or self.failure is not None:
+            raise EngineFailed(
+                f"engine: it is not running ({self.failure or 'never started, or stopped'}); restart the server"
+            )
+        return self._manager
+
+    def _resident(self, request: GenerationRequest) -> Resident | None:
+        if request.policy is None:
+            return None
+        resident = self._residents.get(request.policy.vectors)
+        if resident is None:
+            raise InvalidInput(f"policy: no steering vectors are registered as {request.policy.vectors!r}")
+        movable_layers(resident.vectors, request.policy)
+        return resident
+
+    def _check(self, request: GenerationRequest) -> None:
+        if not request.prompt:
+            raise EmptyInputs("inputs: the prompt has no token; give some text")
+        if request.max_new_tokens < 1:
+            raise InvalidInput(f"max_new_tokens: {request.max_new_tokens} is not positive; give 1 or more")
+        total = len(request.prompt) + request.max_new_tokens
+        if total > self.max_tokens:
+            raise PromptTooLong(
+                f"inputs: {len(request.prompt)} prompt tokens and max_new_tokens {request.max_new_tokens} exceed the "
+                f"{self.max_tokens} tokens that fit; shorten the prompt or lower max_new_tokens"
+            )
+        if not all(0 <= token < self.loaded.vocab for token in request.prompt):
+            raise InvalidInput(f"inputs: a token id is outside the vocabulary of {self.loaded.vocab}")
+        if any(not stop for stop in request.stop):
+            raise InvalidInput("stop: an empty string stops everything; remove it")
+        variants = request.variants or ()
+        if len(variants) > MAX_LABELS or any(len(ids) > MAX_VARIANTS for ids in variants):
+            raise InvalidInput(
+                f"variants: at most {MAX_LABELS} labels of {MAX_VARIANTS} token variants each are supported"
+            )
+
+    def _cancel(self, run: Run) -> None:
+        self._cancelled.append(run)
+        manager = self._manager
+        if manager is not None:
+            manager.wake()
+
+    # -------------------------------------------------- at the seam, on the generation thread (Sink)
+
+    def on_prepare(self) -> None:
+        """Before a batch is prepared: cancelled requests leave, waiting ones get the free slots."""
+        while self._cancelled:
+            run = self._cancelled.popleft()
+            if run.slot and self._manager is not None:
+                self._manager.cancel_request(run.id)  # the library drops it before it schedules the next batch
+            self._end(run)
+        while self._slots and self._waiting:
+            self._hand_over(self._waiting.popleft())
+
+    def _hand_over(self, run: Run) -> None:
+        if self._manager is None or run.future.cancelled():
+            return  # a cancelled run ends by way of the cancellations
+        request, run.slot = run.request, self._slots.pop()
+        self._steering.slots.assign(run.slot, request)
+        if run.resident is not None and request.policy is not None:
+            self._steering.tables[run.resident.hook_point].assign(run.slot, run.resident.row, request.policy)
+        accepted = self._manager.add_request(
+            list(request.prompt),
+            request_id=run.id,
+            max_new_tokens=request.max_new_tokens,
+            eos_token_id=sorted(self._eos) or -1,
+        )
+        if accepted is None:
+            self._fail(run, EngineFailed("engine: the batch takes no more requests; restart the server"))
+
+    def on_batch(self, states: Sequence[Any]) -> list[int]:
+        """The slots of a batch. A request that the library restarted has another state: its positions count on from before."""
+        runs = [self._runs[state.request_id] for state in states]
+        for run, state in zip(runs, states, strict=True):
+            if run.state is not state:
+                if run.state is not None and run.request.policy is not None:
+                    self._steering.slots.counted[run.slot] = first_position(run.request) + round(run.counts[0])
+                run.started_at = run.started_at or state.lifespan[0]
+                run.state = state
+        if not self.config.cuda_graphs:
+            self._steering.switches = _switches(runs)
+        return [run.slot for run in runs]
+
+    def on_step(self, step: Step) -> None:
+        """Adds a step to the runs whose token was delivered; answers those that a stop string ended."""
+        for part in step.delivered:
+            run = self._runs.get(part.request_id)
+            if run is None or run.answered:
+                continue
+            run.take(part, step)
+            text = run.continuation.until_stop(run.tokens)
+            if text is not None:
+                self._cancelled.append(run)  # leaves the batch before the next one; its answer is complete
+                self._answer(run, "stop_sequence", text)
+
+    def on_finished(self, request_id: str) -> None:
+        """The library is done with a request: its slot is free and its answer goes out."""
+        run = self._runs.get(request_id)
+        if run is not None:
+            self._end(run)
+            self._answer(run, run.finish_reason(), None)
+
+    def on_failed(self, request_id: str, error: str) -> None:
+        """The library gave a request up."""
+        run = self._runs.get(request_id)
+        if run is not None:
+            self._fail(run, EngineFailed(f"engine: the batch failed ({error}); send the request again"))
+
+    def on_fatal(self, error: BaseException) -> None:
+        """The loop is dying: every request is answered at once."""
+        self.failure = error
+        self._fail_all(
+            EngineFailed(f"engine: the generation loop died ({type(error).__name__}: {error}); restart the server")
+        )
+
+    # ------------------------------------------------------------------------------------- answering
+
+    def _answer(self, run: Run, reason: FinishReason, text: str | None) -> None:
+        if not run.answered and run.future.set_running_or_notify_cancel():
+            run.future.set_result(run.result(reason, run.continuation.text(run.tokens) if text is None else text))
+        run.answered = True
+
+    def _fail(self, run: Run, error: MeraError) -> None:
+        self._end(run)
+        if not run.answered and run.future.set_running_or_notify_cancel():
+            run.future.set_exception(error)
+        run.answered = True
+
+    def _fail_all(self, error: MeraError) -> None:
+        self._waiting.clear()
+        for run in list(self._runs.values()):
+            self._fail(run, error)
+
+    def _end(self, run: Run) -> None:
+        """Frees a run's slot and row. A batch still in flight writes to the slot before the next owner does, in stream order."""
+        with self._lock:
+            if self._runs.pop(run.id, None) is None:
+                return
+            if run.slot:
+                self._steering.slots.clear(run.slot)
+                for table in self._steering.tables.values():
+                    table.clear(run.slot)
+                self._slots.append(run.slot)
+            if run.resident is not None:
+                run.resident.users -= 1
+                self._drop_if_unused(run.resident)
+
+
+def _switches(runs: Sequence[Run]) -> Switches:
+    requests = [run.request for run in runs]
+    return Switches(
+        hook_points=frozenset(run.resident.hook_point for run in runs if run.resident is not None),
+        sampling=any(not request.sampling.greedy for request in requests),
+        classes=any(request.variants is not None for request in requests),
+        logprobs=any(request.logprobs for request in requests),
+        trace=any(request.trace for request in requests),
+    )
+
+
+def _eos(loaded: LoadedModel) -> frozenset[int]:
+    """End-of-sequence tokens: the model's own list and the tokenizer's."""
+    configured = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(
+        int(i) for i in [*ids, getattr(loaded.tokenizer, "eos_token_id", None)] if i is not None and i >= 0
+    )

@@ -1,0 +1,155 @@
+"""One running request: what its steps have left behind so far, and the answer they add up to."""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from merasteer.engine.batching import Delivered, Step
+from merasteer.engine.steer import CLASSES, COUNTS
+from merasteer.engine.tables import movable_layers
+from merasteer.engine.text import Continuation
+from merasteer.types import (
+    Answer,
+    FinishReason,
+    Generation,
+    GenerationRequest,
+    HookPoint,
+    PredictedError,
+    SteeringCounts,
+    SteeringVectors,
+    TokenTrace,
+)
+
+__all__ = ["Resident", "Run"]
+
+
+@dataclass(eq=False)
+class Resident:
+    """Steering vectors in a table row, and how many runs use them. Retired ones are removed with their last run."""
+
+    hook_point: HookPoint
+    row: int
+    vectors: SteeringVectors
+    users: int = 0
+    retired: bool = False
+
+
+@dataclass(eq=False)
+class Run:
+    """Mutable state of one request between admission and its one answer. Touched by the generation thread alone."""
+
+    id: str
+    request: GenerationRequest
+    resident: Resident | None
+    continuation: Continuation
+    eos: frozenset[int]
+    future: Future[Generation] = field(default_factory=Future)
+    slot: int = 0
+    state: Any = None  # the library's request state; another object after an eviction
+    queued_at: float = field(default_factory=time.perf_counter)
+    started_at: float = 0.0
+    answered: bool = False  # a stop string answers a run before it leaves the batch
+
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    trace: list[TokenTrace] = field(default_factory=list)
+    counts: list[float] = field(default_factory=lambda: [0.0] * COUNTS)
+    activations: dict[str, torch.Tensor] | None = None
+    reading: tuple[float, float] | None = None  # z before and after at the answer position, or the last prompt position
+    classes: list[float] | None = None  # class logits there
+    label: int | None = None
+
+    def take(self, part: Delivered, step: Step) -> None:
+        """Adds one step. Counts are summed; the reads are committed at the answer position (docs/method.md)."""
+        row = step.report[part.row].tolist()
+        for column in range(COUNTS - 1):
+            self.counts[column] += row[column]
+        self.counts[-1] = max(self.counts[-1], row[COUNTS - 1])
+        if part.read is None or part.token is None:
+            return
+        first = not self.tokens
+        self.tokens.append(part.token)
+        self.times.append(time.perf_counter())
+        read = step.report[part.read].tolist()
+        label = self._label_of(part.token)
+        # `last` commits at the first new token. `exact` commits at the first token that is a variant; until then the last
+        # prompt position stands in for a missing answer.
+        if first or (self.request.position == "exact" and self.label is None and label is not None):
+            self._commit(read, part.read, label, step)
+        if self.request.logprobs:
+            self.logprobs.append(read[COUNTS + 2])
+        if self.request.trace and step.trace is not None:
+            self.trace.append(_trace(step.trace[part.read]))
+
+    def _commit(self, read: list[float], row: int, label: int | None, step: Step) -> None:
+        self.reading, self.label = (read[COUNTS], read[COUNTS + 1]), label
+        if self.request.variants is not None:
+            self.classes = read[CLASSES][: len(self.request.variants)]
+        if step.captured:
+            self.activations = {point: rows[row].clone() for point, rows in step.captured.items()}
+
+    def _label_of(self, token: int) -> int | None:
+        variants = self.request.variants or ()
+        return next((label for label, ids in enumerate(variants) if token in ids), None)
+
+    def finish_reason(self) -> FinishReason:
+        """Why the library stopped: an end-of-sequence token, or the limit."""
+        return "eos_token" if self.tokens and self.tokens[-1] in self.eos else "length"
+
+    def result(self, finish_reason: FinishReason, text: str) -> Generation:
+        """The answer, from what the delivered steps left."""
+        return Generation(
+            tokens=tuple(self.tokens),
+            text=text,
+            finish_reason=finish_reason,
+            prompt_tokens=len(self.request.prompt),
+            predicted_error=self._predicted_error(),
+            steering=self._steering(),
+            answer=self._answer(),
+            logprobs=tuple(self.logprobs) if self.request.logprobs else None,
+            trace=tuple(self.trace) if self.request.trace else None,
+            activations=self.activations,
+            queued_at=self.queued_at,
+            started_at=self.started_at,
+            token_times=tuple(self.times),
+        )
+
+    def _predicted_error(self) -> PredictedError | None:
+        if self.resident is None or self.reading is None:
+            return None
+        before, after = (1 / (1 + math.exp(-z)) if z > -700 else 0.0 for z in self.reading)
+        position = "answer" if self.label is not None else "last_prompt"
+        return PredictedError(before, after, self.resident.vectors.report_layer, position)  # type: ignore[arg-type]
+
+    def _steering(self) -> SteeringCounts:
+        policy = self.request.policy
+        if self.resident is None or policy is None or (policy.alpha is None and policy.strength == 0.0):
+            return SteeringCounts()
+        tokens, steered, cells, shift, largest = self.counts
+        layers = len(movable_layers(self.resident.vectors, policy))
+        return SteeringCounts(
+            round(tokens),
+            round(steered),
+            round(tokens) * layers,
+            round(cells),
+            shift / cells if cells else 0.0,
+            largest,
+        )
+
+    def _answer(self) -> Answer | None:
+        if self.classes is None:
+            return None
+        return Answer(self.label, tuple(torch.tensor(self.classes, dtype=torch.float64).softmax(-1).tolist()))
+
+
+def _trace(layers: torch.Tensor) -> TokenTrace:
+    """layers (L, 3): z before, z after, shift."""
+    before, after, shift = layers.double().unbind(-1)
+    return TokenTrace(tuple(before.sigmoid().tolist()), tuple(after.sigmoid().tolist()), tuple(shift.tolist()))

@@ -1,0 +1,69 @@
+"""Choosing the next token per request, reproducibly: temperature, top-k, top-p, then Gumbel noise from a counter-based generator.
+
+The noise is a pure function of (seed, absolute position, token id), so a request draws the same tokens whatever batch it is in,
+and again after its cache was evicted and recomputed. Branch-free over rows; shapes are static.
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["choose", "gumbel"]
+
+
+def _signed(constant: int) -> int:
+    return constant - 2**64 if constant >= 2**63 else constant
+
+
+# splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), in wrapping int64 arithmetic
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift of int64 (torch's is arithmetic)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def gumbel(seed: torch.Tensor, position: torch.Tensor, vocab: int) -> torch.Tensor:
+    """Standard Gumbel noise (R, vocab) float32 for int64 seeds and absolute positions, each (R,)."""
+    key = _mix(_mix(seed.long() + _GOLDEN) + position.long() * _GOLDEN)
+    tokens = torch.arange(1, vocab + 1, device=seed.device) * _GOLDEN
+    bits = _shift_right(_mix(key[:, None] + tokens[None]), 11)  # 53 random bits
+    uniform = (bits.double() + 0.5) * 2.0**-53
+    return -(-uniform.log()).log().float()
+
+
+def choose(
+    scores: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    seed: torch.Tensor,
+    position: torch.Tensor,
+) -> torch.Tensor:
+    """Scores (R, V) with −inf everywhere but at the chosen token in rows that sample; greedy rows (temperature 0) as they are.
+
+    temperature, top_k (0: off), top_p (1: off), seed, position: (R,). position is that of the token being chosen.
+    """
+    vocab = scores.shape[-1]
+    samples = temperature > 0
+    ordered, order = (scores / torch.where(samples, temperature, 1.0)[:, None]).sort(
+        dim=-1, descending=True, stable=True
+    )
+    rank = torch.arange(vocab, device=scores.device)[None]
+    ordered = ordered.masked_fill(rank >= torch.where(top_k > 0, top_k, vocab)[:, None], float("-inf"))
+    probability = ordered.softmax(-1)
+    before = probability.cumsum(-1) - probability
+    ordered = ordered.masked_fill((before >= top_p[:, None]) & (rank > 0), float("-inf"))
+    noisy = ordered + gumbel(seed, position, vocab).gather(1, order)
+    chosen = order.gather(1, noisy.argmax(-1, keepdim=True))
+    only = torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
+    return torch.where(samples[:, None], only, scores)

@@ -1,0 +1,158 @@
+"""Device tables that the layer hooks read: resident steering vectors, and one row per slot.
+
+Shapes: P = max_policies + 1 rows of vectors per hook point (row 0 is "off": zeros), S slots (slot 0 is padding), L layers, d width.
+All are allocated once; only the generation thread writes them, in stream order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
+from merasteer.errors import InvalidInput
+from merasteer.types import GenerationRequest, HookPoint, Policy, SteeringVectors
+
+__all__ = ["NEVER", "SlotTable", "VectorTable"]
+
+NEVER = 2**31 - 1  # a position that no token reaches
+
+
+class VectorTable:
+    """The steering vectors of one hook point, and which row of them each slot uses.
+
+    weight, step (L, P, d), bias (L, P), along = w·ũ (L, P), norm = ‖ũ‖ (L, P); policy (S,) row, report (S,) layer or -1,
+    logit_alpha (L, S) +inf where nothing may move, strength (L, S).
+    """
+
+    def __init__(self, layers: int, width: int, policies: int, slots: int, device: torch.device) -> None:
+        rows = policies + 1
+        self.weight = torch.zeros(layers, rows, width, device=device)
+        self.step = torch.zeros(layers, rows, width, device=device)
+        self.bias = torch.zeros(layers, rows, device=device)
+        self.along = torch.zeros(layers, rows, device=device)
+        self.norm = torch.zeros(layers, rows, device=device)
+        self.policy = torch.zeros(slots, dtype=torch.long, device=device)
+        self.report = torch.full((slots,), -1, dtype=torch.long, device=device)
+        self.logit_alpha = torch.full((layers, slots), float("inf"), device=device)
+        self.strength = torch.zeros(layers, slots, device=device)
+        self._free = list(range(rows - 1, 0, -1))
+        self._vectors: dict[int, SteeringVectors] = {}
+        self.active: frozenset[int] = frozenset()  # layers that some resident readout reads
+        self.reports: frozenset[int] = frozenset()  # layers that some resident policy reports
+        self.used = 1  # rows in use: 0 .. used - 1
+
+    def add(self, vectors: SteeringVectors) -> int:
+        """Makes vectors resident and returns their row. Raises InvalidInput on a wrong shape or a full table."""
+        layers, _, width = self.weight.shape
+        if vectors.weight.shape != (layers, width):
+            raise InvalidInput(
+                f"steering vectors: shape {tuple(vectors.weight.shape)} does not fit the model's ({layers}, {width})"
+            )
+        if not self._free:
+            raise InvalidInput(
+                f"steering vectors: all {self.weight.shape[1] - 1} rows are resident; raise max_policies"
+            )
+        row = self._free.pop()
+        self.weight[:, row], self.step[:, row] = vectors.weight.to(self.weight), vectors.step.to(self.step)
+        self.bias[:, row] = vectors.bias.to(self.bias)
+        self.along[:, row] = (vectors.weight * vectors.step).sum(-1).to(self.along)
+        self.norm[:, row] = vectors.step.norm(dim=-1).to(self.norm)
+        self._vectors[row] = vectors
+        self._refresh()
+        return row
+
+    def remove(self, row: int) -> None:
+        """Frees a row that no slot uses any more."""
+        for table in (self.weight, self.step, self.bias, self.along, self.norm):
+            table[:, row] = 0
+        del self._vectors[row]
+        self._free.append(row)
+        self._free.sort(reverse=True)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        resident = self._vectors.values()
+        self.active = frozenset(layer for vectors in resident for layer in vectors.active_layers)
+        self.reports = frozenset(vectors.report_layer for vectors in resident)
+        self.used = max(self._vectors, default=0) + 1
+
+    def assign(self, slot: int, row: int, policy: Policy) -> None:
+        """Points a slot at a row of vectors, with the request's own α, strength and layers."""
+        vectors = self._vectors[row]
+        movable = movable_layers(vectors, policy)
+        self.policy[slot] = row
+        self.report[slot] = vectors.report_layer
+        self.logit_alpha[:, slot] = float("inf")
+        self.strength[:, slot] = 0.0
+        if policy.alpha is not None:
+            self.logit_alpha[movable, slot] = (
+                torch.logit(torch.tensor(policy.alpha, dtype=torch.float64)).float().to(self.strength)
+            )
+        self.strength[movable, slot] = policy.strength
+
+    def clear(self, slot: int) -> None:
+        """Turns a slot off."""
+        self.policy[slot] = 0
+        self.report[slot] = -1
+        self.logit_alpha[:, slot] = float("inf")
+        self.strength[:, slot] = 0.0
+
+
+def movable_layers(vectors: SteeringVectors, policy: Policy) -> list[int]:
+    """Layers that a policy may move: the active ones, restricted to those the request names."""
+    wanted = vectors.active_layers if policy.layers is None else policy.layers
+    idle = set(wanted) - set(vectors.active_layers)
+    if idle:
+        raise InvalidInput(f"layers: {sorted(idle)} have no readout; choose among {list(vectors.active_layers)}")
+    return list(wanted)
+
+
+class SlotTable:
+    """One row per running request, whatever its policy. Positions are absolute; S slots.
+
+    start: first position the policy may act on. counted: next position to enter the counts. variants (S, labels, spellings)
+    token ids, -1 where none. temperature 0 is greedy; top_k 0 and top_p 1 do nothing.
+    """
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        def full(value: float, dtype: torch.dtype) -> torch.Tensor:
+            return torch.full((slots,), value, dtype=dtype, device=device)
+
+        self.start = full(NEVER, torch.int32)
+        self.counted = full(0, torch.int32)
+        self.temperature = full(0, torch.float32)
+        self.top_p = full(1, torch.float32)
+        self.top_k = full(0, torch.long)
+        self.seed = full(0, torch.long)
+        self.variants = torch.full((slots, MAX_LABELS, MAX_VARIANTS), -1, dtype=torch.long, device=device)
+
+    def assign(self, slot: int, request: GenerationRequest) -> None:
+        """Writes a request's row."""
+        self.start[slot] = first_position(request)
+        self.counted[slot] = 0
+        sampling = request.sampling
+        self.temperature[slot] = 0.0 if sampling.greedy else float(sampling.temperature or 0.0)
+        self.top_p[slot] = 1.0 if sampling.top_p is None else sampling.top_p
+        self.top_k[slot] = sampling.top_k or 0
+        self.seed[slot] = sampling.seed
+        self.variants[slot] = -1
+        for label, ids in enumerate(request.variants or ()):
+            self.variants[slot, label, : len(ids)] = torch.tensor(ids)
+
+    def clear(self, slot: int) -> None:
+        """Turns a slot off."""
+        self.start[slot] = NEVER
+        self.temperature[slot] = 0.0
+        self.variants[slot] = -1
+
+
+def first_position(request: GenerationRequest) -> int:
+    """The first absolute position that a request's policy may act on (docs/method.md, positions)."""
+    if request.policy is None:
+        return NEVER
+    return 0 if request.policy.positions == "all" else len(request.prompt) - 1
+
+
+Tables = Mapping[HookPoint, VectorTable]
