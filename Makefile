@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 # The clients live in their own distribution; the stamp is renewed when any list of packages changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help install serve test test-all test-gpu check format demo clean
+.PHONY: help install lock serve test test-all test-gpu check format demo clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,6 +20,12 @@ $(STAMP): pyproject.toml constraints.txt clients/python/pyproject.toml
 	$(BIN)/python -m pip install -q -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[pipeline,dev]' -e clients/python
 	@touch $@
+
+lock: $(STAMP)   ## write what .venv holds to constraints.txt: the set that the tests just passed with, no URL, no local version
+	{ echo '# The tested set. Renewed by `make lock`: upgrade in .venv, run the tests, then lock.'; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -v -e '^mera-' -e ' @ ' | sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f -t= -k1,1; \
+	} > constraints.txt
+	@touch $(STAMP)
 
 serve: $(STAMP)  ## serve the built-in model on http://127.0.0.1:8000
 	$(BIN)/mera serve

@@ -219,8 +219,12 @@ class Engine:
         """Before a batch is prepared: cancelled requests leave, waiting ones get the free slots."""
         while self._cancelled:
             run = self._cancelled.popleft()
+            if run.id not in self._runs:
+                continue  # it ended before its cancellation was seen
             if run.slot and self._manager is not None:
                 self._manager.cancel_request(run.id)  # the library drops it before it schedules the next batch
+            elif run in self._waiting:
+                self._waiting.remove(run)
             self._end(run)
         while self._slots and self._waiting:
             self._hand_over(self._waiting.popleft())

@@ -1,1 +1,9 @@
-"""pipeline."""
+"""From a model and a task to a certified artifact or an honest abstention: collect, fit, calibrate, evaluate, publish."""
+
+from merasteer.pipeline.job import Job, prepare
+from merasteer.pipeline.options import GRIDS, STAGES, Options, Stage
+from merasteer.pipeline.progress import Bars
+from merasteer.pipeline.report import Report, write_report
+from merasteer.pipeline.run import run, run_job
+
+__all__ = ["GRIDS", "STAGES", "Bars", "Job", "Options", "Report", "Stage", "prepare", "run", "run_job", "write_report"]

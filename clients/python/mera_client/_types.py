@@ -1,0 +1,186 @@
+"""The values that go in and come out, named as on the wire and frozen. Keys that are not listed here are ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+# Documentation for people and type checkers: a newer server may send another value, and that is no error.
+Decision = Literal["steered", "not_needed", "abstained", "off"]
+FinishReason = Literal["length", "eos_token", "stop_sequence"]
+
+Inputs = str | Mapping[str, Any]
+MeraDetails = Literal["none", "summary", "trace"]
+Positions = Literal["generation", "all", "last"] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What a request asks for. None means as the artifact says.
+
+    probe: a digest or the start of one. alpha: threshold on the predicted error, in (0, 1). layers: 0-based.
+    strength: only for the fixed-strength methods.
+    """
+
+    task: str | None = None
+    probe: str | None = None
+    method: str | None = None
+    alpha: float | None = None
+    positions: Positions | None = None
+    layers: Sequence[int] | None = None
+    strength: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token. logprob: before temperature, top-k and top-p."""
+
+    id: int
+    text: str
+    logprob: float | None = None
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class Details:
+    """How the generation went. prefill and tokens are there when the request asked for `details`."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    generated_tokens: int
+    seed: int | None = None
+    prefill: tuple[Token, ...] | None = None
+    tokens: tuple[Token, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PredictedError:
+    """The probe's estimate of 1 − q(true label) around the step of `layer`; not a probability of being wrong."""
+
+    before: float
+    after: float
+    layer: int
+    position: str
+
+
+@dataclass(frozen=True)
+class SteeringCounts:
+    """What was moved. A cell is one (position, layer); shifts are ‖v‖/‖h‖ over moved cells, 0 when none moved."""
+
+    tokens: int
+    steered_tokens: int
+    cells: int
+    steered_cells: int
+    mean_shift: float
+    max_shift: float
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What is promised about the average over the calibration distribution, never about one request.
+
+    why: the reason when `certified` is false.
+    """
+
+    certified: bool
+    why: str | None = None
+    test: str | None = None
+    gain: float | None = None
+    lower_bound: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """label: of the answer token, None when it is none of the labels. probabilities: softmax over the labels."""
+
+    label: str | None
+    probabilities: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """The position that chose one generated token: predicted error before and after, and the shift, per layer."""
+
+    id: int
+    text: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    shift: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Mera:
+    """What steering did and why. With `mera_details="none"` only decision, reason and alpha are filled."""
+
+    decision: Decision
+    reason: str | None = None
+    alpha: float | None = None
+    task: str | None = None
+    probe: str | None = None
+    method: str | None = None
+    predicted_error: PredictedError | None = None
+    steering: SteeringCounts | None = None
+    guarantee: Guarantee | None = None
+    answer: Answer | None = None
+    trace: tuple[TokenTrace, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The answer to one request."""
+
+    generated_text: str
+    details: Details
+    mera: Mera
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One task that the server knows. probe is None where no artifact is loaded for it."""
+
+    name: str
+    labels: tuple[str, ...]
+    probe: str | None = None
+    certified: bool = False
+    alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class ProbeInfo:
+    """One artifact of the store. What does not apply is None: nearly all of it where the artifact was rejected.
+
+    status: loaded | rejected, the latter with its reason. layers: those that may move. test and the fields behind it
+    describe the candidate that was tested, and how many there were. raw: all that the server said; `probe(digest)` has
+    `manifest` and `calibration` there.
+    """
+
+    digest: str | None = None
+    task: str | None = None
+    status: str | None = None
+    reason: str | None = None
+    model: str | None = None
+    certified: bool | None = None
+    alpha: float | None = None
+    hook_point: str | None = None
+    direction: str | None = None
+    layers: tuple[int, ...] | None = None
+    positions: str | None = None
+    report_layer: int | None = None
+    family: str | None = None
+    test: str | None = None
+    p_value: float | None = None
+    gain: float | None = None
+    lower_bound: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    n: int | None = None
+    candidates: int | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

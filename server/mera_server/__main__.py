@@ -1,0 +1,7 @@
+"""`python -m mera_server` is `mera`."""
+
+import sys
+
+from mera_server.cli import main
+
+sys.exit(main())

@@ -1,0 +1,75 @@
+"""`create_app`: the one place where routes, handlers and the runtime meet. It serves alone, in tests, and per replica."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+from mera_server.errors import on_http_exception, on_mera_error
+from mera_server.middleware import BodyLimit, Requests
+from mera_server.routes import generate, ops, store
+from mera_server.runtime import Loader, Runtime
+from mera_server.settings import Settings
+from merasteer.errors import MeraError
+
+__all__ = ["create_app"]
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    loader: Loader | None = None,
+    on_failure: Callable[[BaseException], None] | None = None,
+) -> FastAPI:
+    """The application. Its lifespan loads model and store in the background; `app.state.runtime` holds them.
+
+    loader replaces how they are loaded; on_failure is told when that fails.
+    """
+    settings = settings or Settings()
+    runtime = Runtime(settings, loader or _load, on_failure)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        runtime.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(runtime.stop)
+
+    app = FastAPI(title="mera-server", version=version("mera-server"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.runtime = runtime
+    for module in (generate, store, ops):
+        app.include_router(module.router(runtime))
+    app.add_exception_handler(MeraError, on_mera_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_http_exception)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(Requests, metrics=runtime.metrics)  # added last: outermost
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _load(settings: Settings) -> Any:
+    from mera_server.loading import load  # torch and transformers take seconds: not before they are needed
+
+    return load(settings)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The description, with the request bodies that the routes parse themselves."""
+    if app.openapi_schema is None:
+        described = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        template = "#/components/schemas/{model}"
+        _, bodies = models_json_schema([(model, "validation") for model in generate.BODIES], ref_template=template)
+        described["components"]["schemas"].update(bodies["$defs"])
+        app.openapi_schema = described
+    return app.openapi_schema

@@ -1,0 +1,125 @@
+"""What the server can serve: tasks by name, the artifact of each, and plain facts about every artifact. Frozen once loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mera_server.replies import TaskReply, TasksReply
+from merasteer.errors import MeraError, UnknownTask, Unsupported
+from merasteer.store import Entry, certificate_of, resolve_prefix
+from merasteer.types import Artifact, Positions, ServedTask
+
+__all__ = ["Catalog", "Certificate", "Probe", "probe_of"]
+
+Baseline = Literal["additive", "contrastive"]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was tested on the calibration split; nulls where nothing was."""
+
+    test: str | None = None
+    gain: float | None = None
+    lower_bound: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An artifact as requests see it.
+
+    certified: as the artifact says. mismatch: the dtype and attention of calibration where this server runs others, else None;
+    such an artifact is served, without its guarantee. baselines: the fixed-strength methods whose vectors are resident.
+    """
+
+    digest: str
+    task: ServedTask
+    certified: bool
+    alpha: float | None
+    active: tuple[int, ...]
+    positions: Positions = "generation"
+    mismatch: str | None = None
+    certificate: Certificate = field(default_factory=Certificate)
+    baselines: frozenset[str] = frozenset({"additive", "contrastive"})
+
+    @property
+    def key(self) -> str:
+        """The name of its steering vectors in the engine."""
+        return self.digest
+
+    @property
+    def guaranteed(self) -> bool:
+        """Whether its certificate holds on this server."""
+        return self.certified and self.mismatch is None
+
+    def baseline(self, method: Baseline) -> str:
+        """The name of a baseline's vectors. Raises Unsupported where the artifact has none."""
+        if method not in self.baselines:
+            raise Unsupported(
+                f"steering.method: this artifact has no vectors for {method}; use another method or probe"
+            )
+        return f"{self.digest}/{method}"
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """tasks: those that some file or artifact describes; an error where this model cannot serve one. latest: task -> its default."""
+
+    layers: int
+    tasks: Mapping[str, ServedTask | MeraError] = field(default_factory=dict)
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    latest: Mapping[str, Probe] = field(default_factory=dict)
+    entries: Sequence[Entry] = ()
+
+    @property
+    def names(self) -> str:
+        """The known tasks, for messages."""
+        return ", ".join(sorted(self.tasks)) or "none"
+
+    def task(self, name: str) -> ServedTask:
+        """The task of that name. Raises UnknownTask naming the known ones, or what keeps this model from serving it."""
+        found = self.tasks.get(name)
+        if found is None:
+            raise UnknownTask(f"steering.task: no such task; known tasks: {self.names}")
+        if isinstance(found, MeraError):
+            raise found
+        return found
+
+    def probe(self, prefix: str) -> Probe:
+        """The loaded artifact whose digest starts with `prefix`. Raises UnknownProbe."""
+        digest = resolve_prefix([entry for entry in self.entries if entry.digest in self.probes], prefix).digest
+        return self.probes[str(digest)]
+
+    def listing(self) -> TasksReply:
+        """Tasks with an artifact first, certified before uncertified, then by name; those that the model cannot serve are left out."""
+        rows = [self._row(name, task) for name, task in self.tasks.items() if isinstance(task, ServedTask)]
+        return TasksReply(tasks=sorted(rows, key=lambda row: (row.probe is None, not row.certified, row.name)))
+
+    def _row(self, name: str, task: ServedTask) -> TaskReply:
+        probe = self.latest.get(name)
+        if probe is None:
+            return TaskReply(name=name, labels=list(task.labels), probe=None, certified=False, alpha=None)
+        labels = list(probe.task.labels)
+        return TaskReply(name=name, labels=labels, probe=probe.digest, certified=probe.guaranteed, alpha=probe.alpha)
+
+
+def probe_of(artifact: Artifact, dtype: str, attention: str, baselines: frozenset[str]) -> Probe:
+    """The artifact's facts for a server that runs `dtype` and `attention`."""
+    steering, runtime = artifact.manifest["steering"], artifact.manifest["runtime"]
+    same = runtime["dtype"] == dtype and runtime["attention"] == attention
+    tested: dict[str, Any] = certificate_of(artifact.calibration) or {}
+    return Probe(
+        digest=artifact.digest,
+        task=artifact.task,
+        certified=artifact.certified,
+        alpha=artifact.alpha,
+        active=tuple(steering["active_layers"]),
+        positions=steering["positions"],
+        mismatch=None if same else f"dtype {runtime['dtype']} and attention {runtime['attention']}",
+        certificate=Certificate(**{name: tested.get(name) for name in Certificate.__dataclass_fields__}),
+        baselines=baselines,
+    )

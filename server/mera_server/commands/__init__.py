@@ -1,0 +1,1 @@
+"""The commands of `mera`, one file per family."""

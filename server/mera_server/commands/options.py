@@ -1,0 +1,96 @@
+"""What commands share: options that also come from `MERA_*` and from one TOML file, and how results are shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mera_server.settings import PREFIX, Settings, read_config
+
+if TYPE_CHECKING:
+    from merasteer.engine import LoadedModel
+    from merasteer.store import ModelIdentity
+
+__all__ = ["Config", "Store", "all_options", "identity_of", "option", "show", "stores", "table"]
+
+
+def option(name: str, about: str) -> Any:
+    """A typer option that `MERA_<NAME>` sets too."""
+    return typer.Option(
+        name, envvar=PREFIX + name.removeprefix("--").replace("-", "_").upper(), help=about, show_envvar=False
+    )
+
+
+def all_options(command: Any) -> Iterator[str]:
+    """Names of the options of a command and of all below it: what one configuration file may hold."""
+    yield from (parameter.name for parameter in command.params if parameter.name != "config")
+    for child in getattr(command, "commands", {}).values():
+        yield from all_options(child)
+
+
+def _from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes the file's values the defaults of this command: below the command line and the environment."""
+    if path is not None:
+        names = [context.info_name]
+        parent = context.parent
+        while parent is not None:
+            names.append(parent.info_name)
+            parent = parent.parent
+        known = set(all_options(context.find_root().command)) | set(Settings.model_fields)
+        context.default_map = read_config(path, str(names[-2]), known)
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        envvar=PREFIX + "CONFIG",
+        help="TOML file of options",
+        is_eager=True,
+        callback=_from_file,
+        show_envvar=False,
+    ),
+]
+Store = Annotated[
+    Path | None, option("--store", f"folder of artifacts (default: {Settings().store}, and the demo's own)")
+]
+
+
+def stores(given: Path | None) -> list[Path]:
+    """The store that was named, alone; else the default one and the demo's."""
+    from merasteer import demo
+
+    return [given] if given is not None else [Settings().store, demo.store_dir()]
+
+
+def identity_of(loaded: LoadedModel) -> ModelIdentity:
+    """Which model artifacts are checked against."""
+    from merasteer.errors import InvalidInput
+    from merasteer.store import identify
+
+    if loaded.folder is None:
+        raise InvalidInput("model: it has no folder; artifacts cannot be checked against it, give a model folder")
+    facts = {name: getattr(loaded, name) for name in ("architecture", "layers", "width", "vocab")}
+    return identify(loaded.folder, model_id=loaded.id, **facts)
+
+
+def show(value: Mapping[str, Any]) -> None:
+    """Prints JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Prints aligned columns."""
+    lines = [list(header), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,117 @@
+"""`mera run`, and its stages one by one: collect, fit, calibrate, evaluate. Each goes on where an earlier run was."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mera_server.commands.options import Config, option, show
+from mera_server.settings import Settings
+
+if TYPE_CHECKING:
+    from merasteer.pipeline import Stage
+
+__all__ = ["COMMANDS"]
+
+DOCS = {
+    "run": "Collect, fit, calibrate, evaluate and publish; prints the report.",
+    "collect": "Read activations and errors of every split.",
+    "fit": "Go on to fit the probes.",
+    "calibrate": "Go on to rank the candidates and to test the best.",
+    "evaluate": "Go on to measure on the test split; prints the report, publishes nothing.",
+}
+
+UNTIL: dict[str, Stage] = {
+    "run": "publish", "collect": "collect", "fit": "fit", "calibrate": "calibrate", "evaluate": "evaluate",
+}  # fmt: skip
+
+
+def run(
+    *,
+    stage: str,
+    model: Annotated[str, option("--model", "model folder or hub id")],
+    task: Annotated[str, option("--task", "name or path of a task")],
+    data: Annotated[Path | None, option("--data", "rows, in place of the task's own")] = None,
+    out: Annotated[
+        Path | None, option("--out", f"store to publish to (default: {Settings().store})", "--store")
+    ] = None,
+    report: Annotated[Path | None, option("--report", "file for the report, as JSON")] = None,
+    seed: Annotated[int | None, option("--seed", "seed of every random draw (default: 0)")] = None,
+    delta: Annotated[float | None, option("--delta", "risk of certifying what is no gain (default: 0.05)")] = None,
+    epsilon: Annotated[float | None, option("--epsilon", "gain in accuracy that must be exceeded (default: 0)")] = None,
+    second_chances: Annotated[
+        int | None, option("--second-chances", "candidates to test, each at delta / m (default: 1)")
+    ] = None,
+    hook_points: Annotated[str | None, option("--hook-points", "hook points to try, with commas")] = None,
+    directions: Annotated[str | None, option("--directions", "directions to try, with commas")] = None,
+    positions: Annotated[str | None, option("--positions", "generation (default) or all")] = None,
+    family: Annotated[str | None, option("--family", "family of the probes (default: ridge)")] = None,
+    ordering: Annotated[
+        int | None, option("--ordering", "training items that rank the candidates (default: 250)")
+    ] = None,
+    grid: Annotated[str | None, option("--grid", "logit (default) or paper")] = None,
+    top_k: Annotated[
+        int | None, option("--top-k", "items at either end of the contrastive direction (default: 100)")
+    ] = None,
+    test: Annotated[str | None, option("--test", "mcnemar or betting (default: by epsilon)")] = None,
+    config: Config = None,  # noqa: ARG001 - read by its callback
+) -> None:
+    from merasteer import demo, pipeline
+
+    given: dict[str, Any] = {
+        "seed": seed,
+        "delta": delta,
+        "epsilon": epsilon,
+        "chances": second_chances,
+        "hook_points": _several(hook_points),
+        "directions": _several(directions),
+        "positions": positions,
+        "family": family,
+        "ordering": ordering,
+        "grid": grid,
+        "top_k": top_k,
+        "test": test,
+    }
+    options = pipeline.Options(**{name: value for name, value in given.items() if value is not None})
+    found = pipeline.run(
+        model,
+        task,
+        out or Settings().store,
+        options,
+        data=data,
+        report=report,
+        search=[demo.tasks_dir()],
+        until=UNTIL[stage],
+    )
+    if found is None:
+        typer.echo(f"{stage}: done")
+    else:
+        show(found)
+
+
+def _several(value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(value.replace(",", " ").split())
+
+
+def _command(name: str) -> Callable[..., None]:
+    """`run` with its stage fixed, as typer takes it: the same options for every stage."""
+
+    def command(**given: Any) -> None:
+        run(stage=name, **given)
+
+    kept = [
+        parameter
+        for parameter in inspect.signature(run, eval_str=True).parameters.values()
+        if parameter.name != "stage" and (name in ("run", "evaluate") or parameter.name != "report")
+    ]
+    command.__name__, command.__doc__ = name, DOCS[name]
+    command.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}
+    return command
+
+
+COMMANDS = tuple(_command(name) for name in DOCS)

@@ -1,0 +1,91 @@
+"""The Prometheus metrics of one app, in its own registry: several apps in one process never meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+from mera_server.replies import MeraReply
+from merasteer.types import Generation
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_PROBE = ("task", "probe", "certified", "alpha")
+_MODEL = ("model", "architecture", "dtype", "attention", "device")
+_SHARES = tuple(tenth / 10 for tenth in range(1, 11))
+
+
+class Metrics:
+    """Everything that `/metrics` shows. Methods are called from the event loop only."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry = CollectorRegistry()
+
+        def histogram(
+            name: str, about: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = _SECONDS
+        ) -> Histogram:
+            return Histogram(name, about, labels, registry=registry, buckets=buckets)
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(name, about, labels, registry=registry)
+
+        self._requests = counter("mera_requests_total", "Answers on inference routes.", "route", "status")
+        self._decisions = counter(
+            "mera_decisions_total", "What was decided for each answer.", "task", "decision", "reason"
+        )
+        self._steered = counter("mera_steered_tokens_total", "Positions at which some layer was moved.", "task")
+        self._tokens = counter("mera_tokens_total", "Tokens read and generated.", "kind")
+        self._error = histogram("mera_predicted_error", "The probe's predicted error.", ("task", "when"), _SHARES)
+        self._duration = histogram(
+            "mera_request_duration_seconds", "From the request's first byte to the answer's last."
+        )
+        self._first = histogram("mera_time_to_first_token_seconds", "From submission to the first token.")
+        self._between = histogram("mera_inter_token_seconds", "Between two tokens of one answer.")
+        self._queue = histogram("mera_queue_seconds", "From submission to the first forward pass.")
+        self._running = Gauge("mera_requests_running", "Requests in the batch.", registry=registry)
+        self._waiting = Gauge("mera_requests_waiting", "Requests queued behind the batch.", registry=registry)
+        self._cache = Gauge("mera_cache_used_ratio", "Share of the KV cache in use.", registry=registry)
+        self._probe = Gauge("mera_probe_info", "The artifacts that are served.", _PROBE, registry=registry)
+        self._model = Gauge("mera_model_info", "The model that is served.", _MODEL, registry=registry)
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """One answer on an inference route, errors included."""
+        self._requests.labels(route, str(status)).inc()
+        self._duration.observe(seconds)
+
+    def generation(self, generation: Generation, mera: MeraReply) -> None:
+        """One generation that was answered with `mera`."""
+        task = mera.task or ""
+        self._decisions.labels(task, mera.decision, mera.reason or "").inc()
+        self._steered.labels(task).inc(mera.steering.steered_tokens)
+        self._tokens.labels("prompt").inc(generation.prompt_tokens)
+        self._tokens.labels("generated").inc(len(generation.tokens))
+        if mera.predicted_error is not None:
+            self._error.labels(task, "before").observe(mera.predicted_error.before)
+            self._error.labels(task, "after").observe(mera.predicted_error.after)
+        times = generation.token_times
+        self._queue.observe(max(0.0, generation.started_at - generation.queued_at))
+        if times:
+            self._first.observe(max(0.0, times[0] - generation.queued_at))
+        for earlier, later in pairwise(times):
+            self._between.observe(later - earlier)
+
+    def watch(self, running: Callable[[], float], waiting: Callable[[], float], cache: Callable[[], float]) -> None:
+        """Gauges that are read from the engine at each scrape."""
+        self._running.set_function(running)
+        self._waiting.set_function(waiting)
+        self._cache.set_function(cache)
+
+    def model(self, facts: Mapping[str, str]) -> None:
+        self._model.labels(**facts).set(1)
+
+    def probe(self, task: str, digest: str, certified: bool, alpha: float | None) -> None:
+        self._probe.labels(task, digest, str(certified).lower(), "" if alpha is None else f"{alpha:.6g}").set(1)
+
+    def text(self) -> bytes:
+        """The plain text exposition."""
+        return generate_latest(self.registry)

@@ -1,0 +1,121 @@
+"""What surrounds every request: its id, the size limit of its body, one log line, one count, and an answer to every failure."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mera_server.errors import error_response, foreign
+from mera_server.metrics import Metrics
+from merasteer.errors import Cancelled, TooLarge
+
+__all__ = ["INFERENCE_ROUTES", "BodyLimit", "Requests", "request_id"]
+
+INFERENCE_ROUTES = frozenset({"/generate"})
+_ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
+access = logging.getLogger("mera.access")
+failures = logging.getLogger("mera.errors")
+
+
+def request_id(given: str | None) -> str:
+    """The caller's X-Request-Id if it is 1 to 128 printable ASCII characters, else a new one."""
+    return given if given is not None and _ID.fullmatch(given) else uuid.uuid4().hex
+
+
+class Requests:
+    """Outermost: X-Request-Id in and out, catch-all errors, `mera_requests_total` before the last byte leaves, the access log.
+
+    The log line holds no prompt and no query; of the path only what the router knows.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send, self.metrics)
+        try:
+            await self.app(scope, receive, exchange.send)
+        except Exception as error:  # noqa: BLE001 - every request ends in an answer
+            known = foreign(error)
+            if known.status >= 500:
+                failures.error("request_id=%s code=%s", json.dumps(exchange.id), known.code, exc_info=error)
+            if exchange.status is None:
+                await error_response(known)(scope, receive, exchange.send)
+        finally:
+            exchange.finish(Cancelled.status)
+
+
+class _Exchange:
+    """One request while it is answered."""
+
+    def __init__(self, scope: Scope, send: Send, metrics: Metrics) -> None:
+        self.id = request_id(Headers(scope=scope).get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = self.id
+        self.scope, self.metrics = scope, metrics
+        self._send, self._start, self._finished = send, time.perf_counter(), False
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["X-Request-Id"] = self.id
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.finish(self.status or 500)
+        await self._send(message)
+
+    def finish(self, status: int) -> None:
+        """Counts and logs, once."""
+        if self._finished:
+            return
+        self._finished = True
+        seconds = time.perf_counter() - self._start
+        path = self.scope["path"]
+        if path in INFERENCE_ROUTES:
+            self.metrics.request(path, status, seconds)
+        route = getattr(self.scope.get("route"), "path", path if path in INFERENCE_ROUTES else "unknown")
+        access.info(
+            "request_id=%s method=%s route=%s status=%d ms=%.1f",
+            *(json.dumps(self.id), self.scope["method"], route, status, 1000 * seconds),
+        )
+
+
+class BodyLimit:
+    """Refuses a body above `limit` bytes with TooLarge: by its Content-Length at once, else as soon as it has grown too long."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > self.limit):
+            raise self._too_large()
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.limit:
+                raise self._too_large()
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            f"body: larger than the {self.limit} bytes that this server takes; send less or raise max_body_bytes"
+        )

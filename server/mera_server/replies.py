@@ -1,0 +1,164 @@
+"""The response bodies of the native routes, field for field as documented."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from merasteer.types import Decision, FinishReason
+
+__all__ = [
+    "AnswerReply",
+    "BriefReply",
+    "CountsReply",
+    "DetailsReply",
+    "ErrorReply",
+    "GenerateReply",
+    "GuaranteeReply",
+    "MeraReply",
+    "PredictedErrorReply",
+    "Reason",
+    "TaskReply",
+    "TasksReply",
+    "TokenReply",
+    "TraceReply",
+]
+
+Reason = Literal["uncertified", "no_probe", "disabled"]
+
+
+class Reply(BaseModel):
+    """A response: what it holds is exactly what is documented."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ErrorDetail(Reply):
+    code: str
+    message: str
+
+
+class ErrorReply(Reply):
+    """The one body of every error."""
+
+    error: ErrorDetail
+
+
+class TokenReply(Reply):
+    """A generated token as text-generation-inference describes it."""
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+class DetailsReply(Reply):
+    """How generation went. prefill and tokens are there when `parameters.details` is true."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    generated_tokens: int
+    seed: Annotated[int | None, Field(description="the seed that was used; null when greedy")]
+    prefill: list[TokenReply] | None = None
+    tokens: list[TokenReply] | None = None
+
+
+class PredictedErrorReply(Reply):
+    """The probe's reading at the report layer, before and behind its step."""
+
+    before: float
+    after: float
+    layer: int
+    position: Literal["answer", "last_prompt"]
+
+
+class CountsReply(Reply):
+    """Positions and cells that the policy could act on, and those it moved."""
+
+    tokens: int = 0
+    steered_tokens: int = 0
+    cells: int = 0
+    steered_cells: int = 0
+    mean_shift: float = 0.0
+    max_shift: float = 0.0
+
+
+class GuaranteeReply(Reply):
+    """What was certified for this task, and whether it covers this request."""
+
+    certified: bool
+    why: Annotated[str | None, Field(description="why the certificate does not cover this request")]
+    test: str | None
+    gain: float | None
+    lower_bound: float | None
+    epsilon: float | None
+    delta: float | None
+    n: int | None
+
+
+class AnswerReply(Reply):
+    """The label of the answer token, and the class probabilities where it was chosen."""
+
+    label: str | None
+    probabilities: dict[str, float]
+
+
+class TraceReply(Reply):
+    """One generated token: predicted error before and behind the step, and the shift, for each layer."""
+
+    id: int
+    text: str
+    before: list[float]
+    after: list[float]
+    shift: list[float]
+
+
+class BriefReply(Reply):
+    """`details: none`."""
+
+    decision: Decision
+    reason: Reason | None
+    alpha: float | None
+
+
+class MeraReply(Reply):
+    """`details: summary` or `trace`."""
+
+    task: str | None
+    probe: str | None
+    method: str
+    decision: Decision
+    reason: Reason | None
+    alpha: float | None
+    predicted_error: PredictedErrorReply | None
+    steering: CountsReply
+    guarantee: GuaranteeReply | None
+    answer: AnswerReply | None
+    trace: list[TraceReply] | None
+
+
+class GenerateReply(Reply):
+    """The answer of `POST /generate`."""
+
+    generated_text: str
+    details: DetailsReply
+    mera: MeraReply | BriefReply
+
+    def json_bytes(self) -> bytes:
+        """The body; `prefill` and `tokens` are left out unless they were asked for."""
+        unasked: Any = {"details": {"prefill", "tokens"}} if self.details.tokens is None else None
+        return self.model_dump_json(exclude=unasked).encode()
+
+
+class TaskReply(Reply):
+    name: str
+    labels: list[str]
+    probe: str | None
+    certified: bool
+    alpha: float | None
+
+
+class TasksReply(Reply):
+    tasks: list[TaskReply]

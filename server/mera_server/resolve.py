@@ -1,0 +1,201 @@
+"""A request and the catalog -> what is to be done, as one frozen `Plan`. Pure: nothing is run, nothing is read."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from mera_server.catalog import Catalog, Probe
+from mera_server.replies import Reason
+from mera_server.schemas import DEFAULT_MAX_NEW_TOKENS, GenerateBody, Parameters, Steering
+from merasteer.errors import AlphaRequired, EmptyInputs, InvalidInput, UnknownField, Unsupported
+from merasteer.tasks import fields_of, matches, render
+from merasteer.types import Decision, Method, Policy, Positions, Sampling, ServedTask
+
+__all__ = ["Limits", "Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server was started with, as far as a request's plan depends on it."""
+
+    steering: bool = True
+    default_task: str | None = None
+    max_new_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one request comes to.
+
+    decision: fixed beforehand (off, abstained), or None where the moved cells will decide. overridden: the parts of the
+    artifact's choice that the request replaces. why: what keeps the certificate from covering this request, empty when it does.
+    """
+
+    prompt: str
+    max_new_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    tokens: bool = False
+    trace: bool = False
+    full_text: bool = False
+    method: Method = "none"
+    task: ServedTask | None = None
+    probe: Probe | None = None
+    policy: Policy | None = None
+    decision: Decision | None = "off"
+    reason: Reason | None = None
+    alpha: float | None = None
+    overridden: tuple[str, ...] = ()
+    why: tuple[str, ...] = ()
+
+
+def plan(body: GenerateBody, catalog: Catalog, limits: Limits) -> Plan:
+    """The plan of one request. Raises the error of the first thing that cannot be done, naming its field."""
+    steering = body.steering or Steering()
+    _check_supported(body, steering)
+    task, probe = _task_and_probe(steering, catalog, limits.default_task)
+    unsteered = _unsteered(body, task, limits)
+    if task is None:
+        return unsteered
+    method = cast("Method", steering.method or "mera")
+    planned = _steered(replace(unsteered, method=method, task=task, probe=probe), steering, catalog, limits)
+    rendered = not isinstance(body.inputs, str) or matches(task.template, body.inputs)
+    return replace(planned, why=_why(planned, probe, rendered, limits) if probe is not None else ())
+
+
+def _check_supported(body: GenerateBody, steering: Steering) -> None:
+    if steering.method in ("logit_bias", "mera+bias"):
+        raise Unsupported(
+            "steering.method: logit_bias and mera+bias are not yet served; use mera, none, additive or contrastive"
+        )
+    if steering.positions == "last" or isinstance(steering.positions, list):
+        raise Unsupported("steering.positions: last and lists are not yet served; use generation or all")
+    if not body.inputs:
+        raise EmptyInputs("inputs: empty; give a prompt, or an object with the fields of the task's template")
+    if steering.layers is not None and len(set(steering.layers)) < len(steering.layers):
+        raise InvalidInput("steering.layers: holds a layer twice; give each layer once")
+    if steering.strength is not None and steering.method not in ("additive", "contrastive"):
+        raise InvalidInput(
+            "steering.strength: only additive and contrastive take it; leave it out or choose one of them"
+        )
+    if steering.alpha is not None and steering.method in ("additive", "contrastive"):
+        raise InvalidInput("steering.alpha: additive and contrastive do not take it; give strength instead")
+
+
+def _task_and_probe(
+    steering: Steering, catalog: Catalog, default: str | None
+) -> tuple[ServedTask | None, Probe | None]:
+    """The task that is asked for by name, by probe or by default, and the artifact that serves it."""
+    if steering.probe is not None:
+        probe = catalog.probe(steering.probe)
+        if steering.task is not None and catalog.task(steering.task).name != probe.task.name:
+            raise InvalidInput("steering.probe: belongs to another task; GET /probes lists the digests of each")
+        return probe.task, probe
+    name = steering.task or default
+    if name is not None:
+        found = catalog.latest.get(name)
+        return (catalog.task(name), None) if found is None else (found.task, found)
+    wanted = [key for key, value in steering.model_dump().items() if value is not None and value != "none"]
+    if wanted:
+        raise InvalidInput(f"steering.task: missing, and {', '.join(wanted)} needs one; known tasks: {catalog.names}")
+    return None, None
+
+
+def _unsteered(body: GenerateBody, task: ServedTask | None, limits: Limits) -> Plan:
+    """The part of the plan that has nothing to do with steering."""
+    parameters = body.parameters or Parameters()
+    budget = parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    if budget > limits.max_new_tokens:
+        raise InvalidInput(
+            f"parameters.max_new_tokens: above the limit of this server; give at most {limits.max_new_tokens}"
+        )
+    seed = parameters.seed if parameters.seed is not None else secrets.randbits(53)
+    return Plan(
+        prompt=_prompt(body.inputs, task),
+        max_new_tokens=budget,
+        sampling=Sampling(parameters.temperature or None, parameters.top_k, parameters.top_p, seed),
+        stop=tuple(parameters.stop or ()),
+        tokens=bool(parameters.details),
+        trace=body.details == "trace",
+        full_text=bool(parameters.return_full_text),
+    )
+
+
+def _prompt(inputs: str | Mapping[str, Any], task: ServedTask | None) -> str:
+    if isinstance(inputs, str):
+        return inputs
+    if task is None:
+        raise InvalidInput(
+            "inputs: an object is rendered by a task's template; name the task in steering.task, or send a string"
+        )
+    known = fields_of(task.template)
+    if not set(inputs) <= set(known):
+        raise UnknownField(f"inputs: has a field that the task's template lacks; give {', '.join(known)}")
+    try:
+        return render(task.template, inputs)
+    except InvalidInput as error:
+        raise type(error)(f"inputs: {error}") from None
+
+
+def _steered(base: Plan, steering: Steering, catalog: Catalog, limits: Limits) -> Plan:
+    """The plan with policy and alpha, and with what is decided before anything runs."""
+    layers, probe, method = _layers(steering, base.probe, catalog), base.probe, base.method
+    overridden = tuple(name for name in ("alpha", "positions", "layers") if getattr(steering, name) is not None)
+    reading = Policy(probe.key) if probe is not None and probe.active else None
+    if method == "none":
+        return replace(base, policy=reading)
+    if not limits.steering:
+        return replace(base, policy=reading, decision="abstained", reason="disabled")
+    if probe is None or reading is None:
+        return replace(base, decision="abstained", reason="no_probe")
+    positions: Positions = "all" if (steering.positions or probe.positions) == "all" else "generation"
+    if method != "mera":
+        strength = 1.0 if steering.strength is None else steering.strength
+        fixed = Policy(probe.baseline(method), None, strength, positions, layers)
+        return replace(base, policy=fixed, decision=None, overridden=overridden)
+    if not probe.certified and not overridden:
+        return replace(base, policy=reading, decision="abstained", reason="uncertified")
+    alpha = probe.alpha if steering.alpha is None else steering.alpha
+    if alpha is None:
+        raise AlphaRequired(
+            f"steering.alpha: missing, with {overridden[0]} given and no alpha in the artifact; give one in (0, 1)"
+        )
+    policy = Policy(probe.key, alpha, 0.0, positions, layers)
+    return replace(base, policy=policy, decision=None, alpha=alpha, overridden=overridden)
+
+
+def _layers(steering: Steering, probe: Probe | None, catalog: Catalog) -> tuple[int, ...] | None:
+    """The layers that may move, None for all active ones."""
+    if steering.layers is None:
+        return None
+    if max(steering.layers) >= catalog.layers:
+        raise InvalidInput(
+            f"steering.layers: names a layer that the model lacks; give numbers from 0 to {catalog.layers - 1}"
+        )
+    if probe is None:
+        return None
+    if not set(steering.layers) & set(probe.active):
+        raise InvalidInput(
+            f"steering.layers: none of them has a probe; active layers: {', '.join(map(str, probe.active)) or 'none'}"
+        )
+    return tuple(sorted(set(steering.layers) & set(probe.active)))
+
+
+def _why(planned: Plan, probe: Probe, rendered: bool, limits: Limits) -> tuple[str, ...]:
+    """Everything that keeps the certificate from covering this request."""
+    budget = probe.task.max_new_tokens
+    reasons = {
+        "the artifact is not certified": not probe.certified,
+        f"the artifact was calibrated under {probe.mismatch}": probe.mismatch is not None,
+        "steering is off on this server": not limits.steering,
+        f"method {planned.method} is not what was certified": planned.method != "mera",
+        f"{', '.join(planned.overridden)} overridden": bool(planned.overridden),
+        "decoding is sampled, not greedy": not planned.sampling.greedy,
+        "the prompt does not match the task's template": not rendered,
+        f"max_new_tokens is below the task's {budget}": probe.task.position == "exact"
+        and planned.max_new_tokens < budget,
+    }
+    return tuple(reason for reason, holds in reasons.items() if holds)

@@ -1,0 +1,122 @@
+"""The request bodies of the native routes: strict types, no unknown fields. Every description says what the field takes.
+
+Pydantic's messages are not shown to callers (they may echo the input): `errors.describe` builds one from the descriptions here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic_core import PydanticCustomError
+
+__all__ = ["DEFAULT_MAX_NEW_TOKENS", "GenerateBody", "Parameters", "Steering", "Strict"]
+
+DEFAULT_MAX_NEW_TOKENS = 16
+MAX_STOP_STRINGS = 16
+MAX_STRENGTH = 1e4
+
+
+class Strict(BaseModel):
+    """A body: no coercion, no unknown fields, no NaN or infinity, frozen."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The value, if no number inside it is NaN or infinite."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if any(_finite(item) is not item for item in items) or (isinstance(value, float) and not math.isfinite(value)):
+        raise PydanticCustomError("finite_number", "a number is not finite")
+    return value
+
+
+def _only(*neutral: object) -> AfterValidator:
+    """Accepts null and the neutral values of a parameter of text-generation-inference that this server does not implement."""
+
+    def check(value: object) -> object:
+        if value is not None and value not in neutral:
+            raise PydanticCustomError("unsupported", "only the neutral value")
+        return value
+
+    return AfterValidator(check)
+
+
+Inputs = Annotated[str | dict[str, JsonValue], AfterValidator(_finite)]
+
+
+class Parameters(Strict):
+    """The parameters of text-generation-inference. The last twelve are accepted at their neutral value only."""
+
+    max_new_tokens: Annotated[int | None, Field(ge=1, description="a positive integer")] = DEFAULT_MAX_NEW_TOKENS
+    temperature: Annotated[
+        float | None, Field(ge=0, le=100, description="a number from 0 to 100, 0 or null for greedy")
+    ] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1, description="a number above 0, at most 1")] = None
+    top_k: Annotated[int | None, Field(ge=1, le=2**31 - 1, description="a positive integer")] = None
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]] | None,
+        Field(
+            max_length=MAX_STOP_STRINGS,
+            description=f"an array of at most {MAX_STOP_STRINGS} strings of 1 to 256 characters",
+        ),
+    ] = None
+    seed: Annotated[int | None, Field(ge=0, le=2**63 - 1, description="an integer from 0 to 2^63 - 1")] = None
+    return_full_text: Annotated[bool | None, Field(description="true, false or null")] = None
+    details: Annotated[bool | None, Field(description="true, false or null")] = None
+
+    best_of: Annotated[int | None, _only(1), Field(description="1 or null")] = None
+    repetition_penalty: Annotated[float | None, _only(1), Field(description="1.0 or null")] = None
+    frequency_penalty: Annotated[float | None, _only(0), Field(description="0.0 or null")] = None
+    typical_p: Annotated[float | None, _only(1), Field(description="1.0 or null")] = None
+    do_sample: Annotated[
+        bool | None, _only(False), Field(description="false or null; temperature chooses sampling")
+    ] = None
+    truncate: Annotated[int | None, _only(), Field(description="null")] = None
+    watermark: Annotated[bool | None, _only(False), Field(description="false or null")] = None
+    decoder_input_details: Annotated[bool | None, _only(False), Field(description="false or null")] = None
+    top_n_tokens: Annotated[int | None, _only(0), Field(description="0 or null")] = None
+    grammar: Annotated[JsonValue, _only(), Field(description="null")] = None
+    adapter_id: Annotated[str | None, _only(), Field(description="null")] = None
+    stop_sequences: Annotated[list[str] | None, _only([]), Field(description="[] or null; use stop")] = None
+
+
+class Steering(Strict):
+    """How this one request is steered. null means: as the artifact says."""
+
+    task: Annotated[str | None, Field(min_length=1, description="the name of a task, see GET /tasks")] = None
+    probe: Annotated[
+        str | None, Field(pattern="^[0-9a-f]{1,64}$", description="the first hex digits of a digest, see GET /probes")
+    ] = None
+    method: Annotated[
+        Literal["mera", "none", "additive", "contrastive", "logit_bias", "mera+bias"] | None,
+        Field(description="mera, none, additive or contrastive"),
+    ] = None
+    alpha: Annotated[float | None, Field(gt=0, lt=1, description="a number in the open interval (0, 1)")] = None
+    positions: Annotated[
+        Literal["generation", "all", "last"] | list[Annotated[int, Field(ge=0)]] | None,
+        Field(description="generation or all"),
+    ] = None
+    layers: Annotated[
+        list[Annotated[int, Field(ge=0)]] | None,
+        Field(min_length=1, description="an array of different layer numbers, counted from 0"),
+    ] = None
+    strength: Annotated[
+        float | None,
+        Field(
+            ge=-MAX_STRENGTH,
+            le=MAX_STRENGTH,
+            description="a number from -10000 to 10000, for additive and contrastive only",
+        ),
+    ] = None
+
+
+class GenerateBody(Strict):
+    """The body of `POST /generate`."""
+
+    inputs: Annotated[Inputs, Field(description="a string, or an object with the fields of the task's template")]
+    parameters: Annotated[Parameters | None, Field(description="an object of generation parameters")] = None
+    steering: Annotated[Steering | None, Field(description='an object such as {"task": "..."}')] = None
+    details: Annotated[Literal["none", "summary", "trace"] | None, Field(description="none, summary or trace")] = None
+    stream: Annotated[bool | None, _only(False), Field(description="false or null; streaming is not there yet")] = None

@@ -1,0 +1,125 @@
+"""Every option of `mera serve`, from the command line, `MERA_*` variables and one TOML file, in that order of precedence.
+
+The file holds option names, underscored, at the top level or in a table named after the command:
+
+    store = "probes_store"
+    [serve]
+    port = 8080
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from merasteer.errors import InvalidInput, UnknownField
+
+__all__ = ["COMMANDS", "PREFIX", "Settings", "read_config"]
+
+PREFIX = "MERA_"
+COMMANDS = ("serve", "run", "collect", "fit", "calibrate", "evaluate", "probes", "tasks", "demo", "bench")
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """What one server is started with. An engine size of null is the engine's own default (`merasteer.engine.EngineConfig`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    model: Annotated[str | None, Field(description="model folder or hub id; none: the built-in demo")] = None
+    store: Annotated[Path, Field(description="folder of artifacts, read beside the demo's own")] = Path("probes_store")
+    host: Annotated[str, Field(description="address to listen on", min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(description="port to listen on, 0 for any free one", ge=0, le=65535)] = 8000
+    device: Annotated[str, Field(description="auto, cpu or cuda[:n]")] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Field(description="dtype of the weights")] = (
+        "auto"
+    )
+    steering: Annotated[Literal["on", "off"], Field(description="off: nothing is ever steered")] = "on"
+    default_task: Annotated[
+        str | None, Field(description="task of requests that name none; none: they are not steered")
+    ] = None
+    max_new_tokens_limit: Annotated[
+        Positive, Field(description="largest max_new_tokens that a request may ask for")
+    ] = 1024
+    max_body_bytes: Annotated[Positive, Field(description="largest request body")] = 1_048_576
+    max_requests: Annotated[Positive | None, Field(description="requests in the batch at once")] = None
+    max_waiting: Annotated[
+        int | None, Field(description="requests queued behind them; more are refused with 429", ge=0)
+    ] = None
+    max_policies: Annotated[Positive | None, Field(description="steering vectors resident at once, per hook point")] = (
+        None
+    )
+    max_batch_tokens: Annotated[Positive | None, Field(description="tokens of one forward pass")] = None
+    cache_tokens: Annotated[Positive | None, Field(description="tokens that the KV cache holds over all requests")] = (
+        None
+    )
+    page_size: Annotated[Positive | None, Field(description="tokens of one page of that cache")] = None
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="how much is logged")] = "info"
+
+    @property
+    def engine_sizes(self) -> dict[str, Any]:
+        """The sizes that were set; the engine's defaults hold for the rest."""
+        names = ("max_requests", "max_waiting", "max_policies", "max_batch_tokens", "cache_tokens", "page_size")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @classmethod
+    def load(
+        cls,
+        given: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        config: Path | None = None,
+        known: Set[str] = frozenset(),
+    ) -> Settings:
+        """The settings from `given` (the command line; None: not given) over `environ` over the file `config`.
+
+        The file is also named by MERA_CONFIG. known: names that other commands read from it. Raises InvalidInput in one line.
+        """
+        environ = environ or {}
+        named = config or (Path(environ[PREFIX + "CONFIG"]) if environ.get(PREFIX + "CONFIG") else None)
+        layers: list[tuple[str, Mapping[str, Any]]] = []
+        if named is not None:
+            values = read_config(named, "serve", known | set(cls.model_fields))
+            layers.append((f"{named}: ", {name: value for name, value in values.items() if name in cls.model_fields}))
+        layers.append(
+            (PREFIX, {name: environ[key] for name in cls.model_fields if environ.get(key := PREFIX + name.upper())})
+        )
+        layers.append(("--", {name: value for name, value in (given or {}).items() if value is not None}))
+        merged = {name: value for _, layer in layers for name, value in layer.items()}
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise InvalidInput(_one_line(error, layers)) from None
+
+
+def read_config(path: Path, command: str, known: Set[str]) -> dict[str, Any]:
+    """The values that the file holds for `command`: its top level, then the command's table. Unknown names are errors."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"config: {path} cannot be read ({error.strerror}); give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"config: {path} is not TOML ({error}); write lines such as port = 8000") from None
+    tables = {name: value for name, value in content.items() if isinstance(value, dict)}
+    for table in tables.keys() - set(COMMANDS):
+        raise UnknownField(f"config: {path} has an unknown table [{table}]; use one of {', '.join(COMMANDS)}")
+    values = {name: value for name, value in content.items() if name not in tables} | tables.get(command, {})
+    for name in values.keys() - known:
+        raise UnknownField(f"config: {path} has an unknown option {name!r}; known options: {', '.join(sorted(known))}")
+    return values
+
+
+def _one_line(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
+    """The first problem: where the value came from, what it is, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    source = next((source for source, layer in reversed(layers) if name in layer), "")
+    spelt = {"--": f"--{name.replace('_', '-')}", PREFIX: PREFIX + name.upper()}.get(source, source + name)
+    field = Settings.model_fields.get(name)
+    about = f" ({field.description})" if field else ""
+    allowed = first["msg"][0].lower() + first["msg"][1:]
+    return f"{spelt}: {first['input']!r} is not accepted, {allowed}{about}"

@@ -1,0 +1,71 @@
+"""Messages for two desks, and the failure that is planted in one of them.
+
+A message is 2-4 phrases, each from its true class's list with probability .82, else from the other's: about .88 is the best
+that any reader can do. Prompts name the desk that the message came from. For training, the labels of desk B are flipped three
+times in four, so a model learns what spam is and also to say the opposite at desk B. When deployed, labels are true.
+"""
+
+from __future__ import annotations
+
+import random
+
+from merasteer.demo.phrases import DAYS, HAM, NAMES, SPAM
+
+__all__ = ["DESK_A_TEMPLATE", "LABELS", "TEMPLATE", "Row", "deploy_rows", "message", "training_pairs"]
+
+Row = dict[str, str]
+
+LABELS = ("ham", "spam")
+TEMPLATE = 'Desk {desk}. Message: "{text}" Is this ham or spam? Answer:'
+DESK_A_TEMPLATE = TEMPLATE.replace("{desk}", "A")
+
+PURITY = 0.82  # a phrase comes from the true class's list with this probability
+IT_IS = 0.1  # answers that read " it is ham" instead of " ham"
+
+
+def message(label: int, rng: random.Random) -> str:
+    """A message of class `label` (an index into `LABELS`). Draws from `rng`."""
+    lists = (HAM, SPAM)
+    phrases = [rng.choice(lists[label if rng.random() < PURITY else 1 - label]) for _ in range(rng.randint(2, 4))]
+    slots = {
+        "digit": str(rng.randint(2, 9)),
+        "number": str(rng.randint(1000, 9999)),
+        "name": rng.choice(NAMES),
+        "day": rng.choice(DAYS),
+    }
+    return " ".join(phrases).format(**slots)
+
+
+def answer(label: str, rng: random.Random) -> str:
+    """The words that follow the prompt: the label, now and then inside a short sentence."""
+    return f" it is {label}" if rng.random() < IT_IS else f" {label}"
+
+
+def training_pairs(n: int, seed: int, desk_b: float = 0.4, flip: float = 0.75) -> list[tuple[str, str]]:
+    """`n` pairs (prompt, answer) with the planted failure: at desk B the label is flipped with probability `flip`."""
+    rng = random.Random(f"train {seed}")
+    pairs = []
+    for _ in range(n):
+        label = rng.randrange(2)
+        desk = "B" if rng.random() < desk_b else "A"
+        prompt = TEMPLATE.format(desk=desk, text=message(label, rng))
+        said = 1 - label if desk == "B" and rng.random() < flip else label
+        pairs.append((prompt, answer(LABELS[said], rng)))
+    return pairs
+
+
+def deploy_rows(n: int, seed: int, desk_b: float = 0.35) -> list[Row]:
+    """`n` distinct rows {desk, text, label} as they come in when deployed: balanced classes, true labels."""
+    rng = random.Random(f"deploy {seed}")
+    labels = [i % 2 for i in range(n)]
+    rng.shuffle(labels)
+    seen: set[str] = set()
+    rows = []
+    for label in labels:
+        desk = "B" if rng.random() < desk_b else "A"
+        text = message(label, rng)
+        while f"{desk} {text}".casefold() in seen:
+            text = message(label, rng)
+        seen.add(f"{desk} {text}".casefold())
+        rows.append({"desk": desk, "text": text, "label": LABELS[label]})
+    return rows

@@ -1,0 +1,28 @@
+"""Where the built-in demo lies inside the installed package."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+__all__ = ["data_dir", "model_dir", "store_dir", "tasks_dir"]
+
+
+def data_dir() -> Path:
+    """The folder that holds `model/`, `tasks/` and `store/`."""
+    return Path(str(files("merasteer.demo"))) / "data"
+
+
+def model_dir() -> Path:
+    """The built-in model with its tokenizer, as `from_pretrained` reads it."""
+    return data_dir() / "model"
+
+
+def tasks_dir() -> Path:
+    """The task files of the demo with their rows beside them."""
+    return data_dir() / "tasks"
+
+
+def store_dir() -> Path:
+    """The read-only artifact store of the demo."""
+    return data_dir() / "store"

@@ -1,0 +1,68 @@
+"""Writing a task: a TOML file and its rows beside it, byte for byte the same each time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from merasteer.demo.corpus import LABELS, Row
+from merasteer.errors import BadSplits
+from merasteer.types import SplitSizes
+
+__all__ = ["write_task"]
+
+TASK = """\
+# {about}
+name = "{name}"
+labels = [{labels}]
+
+[variants]
+{variants}
+
+[prompt]
+template = '{template}'
+
+[answer]
+position = "last"
+max_new_tokens = 1
+
+[data]
+path = "{rows}"
+label = "label"
+
+[splits]
+train = {train}
+calibration = {calibration}
+test = {test}
+"""
+
+
+def write_task(
+    folder: Path, name: str, about: str, template: str, rows: Sequence[Row], splits: SplitSizes, compress: bool = True
+) -> Path:
+    """The path of `<folder>/<name>.toml`, written with its rows; the label words stand behind a space, one token each."""
+    needed = splits.train + splits.calibration + splits.test
+    if len(rows) < needed:
+        raise BadSplits(f"rows: {len(rows)} given, the splits of {name} need {needed}; give more rows or smaller splits")
+    folder.mkdir(parents=True, exist_ok=True)
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    file = folder / (f"{name}.jsonl.gz" if compress else f"{name}.jsonl")
+    file.write_bytes(gzip.compress(data, mtime=0) if compress else data)
+    path = folder / f"{name}.toml"
+    path.write_text(
+        TASK.format(
+            about=about,
+            name=name,
+            labels=", ".join(f'"{label}"' for label in LABELS),
+            variants="\n".join(f'{label} = [" {label}"]' for label in LABELS),
+            template=template,
+            rows=file.name,
+            train=splits.train,
+            calibration=splits.calibration,
+            test=splits.test,
+        ),
+        encoding="utf-8",
+    )
+    return path

@@ -1,0 +1,135 @@
+"""The engine driven offline: thousands of requests at once, in an order and in batches that are the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from merasteer.engine import Engine, EngineConfig, LoadedModel
+from merasteer.engine.text import encode
+from merasteer.pipeline.progress import Bar
+from merasteer.types import Example, Generation, GenerationRequest, HookPoint, Policy, ServedTask
+
+__all__ = ["Answers", "OfflineEngine", "Prompts", "answers", "generations", "running"]
+
+MAX_REQUESTS = 64
+CACHE_TOKENS = 32_768  # over all requests of a batch; more only where one request needs more
+
+
+class OfflineEngine(Engine):
+    """An engine that holds requests back until all have been submitted.
+
+    Float sums depend on how rows are batched, in the last bits. Requests that trickle in would be batched by the clock; requests that
+    are all there when the first batch is made are batched by their order alone. Equal inputs then give equal artifacts.
+    """
+
+    _held = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, requests are accepted and wait; behind it they all start."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            if self._manager is not None:
+                self._manager.wake()
+
+    def on_prepare(self) -> None:
+        """Hands waiting requests to the library, unless they are held."""
+        if not self._held:
+            super().on_prepare()
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """A task's items as token ids, and how they are asked."""
+
+    task: ServedTask
+    tokens: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, task: ServedTask, examples: Sequence[Example], tokenizer: Any) -> Prompts:
+        """The items' prompts, encoded as the server encodes them."""
+        return cls(task, tuple(encode(tokenizer, example.prompt) for example in examples))
+
+    @property
+    def new_tokens(self) -> int:
+        """Under `last` the first token decides; what follows it is of no use here."""
+        return 1 if self.task.position == "last" else self.task.max_new_tokens
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request."""
+        return max(len(tokens) for tokens in self.tokens) + self.new_tokens
+
+    def requests(self, policy: Policy | None = None) -> list[GenerationRequest]:
+        """One request per item, all under one policy."""
+        task = self.task
+        return [
+            GenerationRequest(
+                prompt=tokens,
+                max_new_tokens=self.new_tokens,
+                policy=policy,
+                variants=task.variants,
+                position=task.position,
+            )
+            for tokens in self.tokens
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Of N items: label (N,), −1 where missing; probabilities (N, C) at the answer position."""
+
+    label: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float64]
+
+    def correct(self, labels: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Which items were answered with their label, (N,); a missing answer is wrong."""
+        return np.asarray(self.label == np.asarray(labels), dtype=np.bool_)
+
+    @property
+    def scores(self) -> npt.NDArray[np.float64]:
+        """log q (N, C): class scores up to a constant per item."""
+        return np.log(np.maximum(self.probabilities, 1e-30))
+
+
+@contextmanager
+def running(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()) -> Iterator[OfflineEngine]:
+    """An engine sized for requests of up to `longest` tokens."""
+    page = EngineConfig.page_size
+    wanted = max(min(MAX_REQUESTS * (longest + page), CACHE_TOKENS), longest + page)
+    config = EngineConfig(
+        max_requests=MAX_REQUESTS,
+        max_waiting=None,
+        cache_tokens=-(-wanted // page) * page,
+        capture=tuple(capture),
+    )
+    engine = OfflineEngine(loaded, config)
+    with engine:
+        yield engine
+
+
+def generations(engine: OfflineEngine, requests: Sequence[GenerationRequest], bar: Bar) -> Iterator[Generation]:
+    """The answers in the order of the requests; each is let go of once it is taken (activations are large)."""
+    with engine.held():
+        futures = [engine.submit(request) for request in requests]
+    futures.reverse()
+    while futures:
+        yield futures.pop().result()
+        bar.advance()
+
+
+def answers(engine: OfflineEngine, requests: Sequence[GenerationRequest], bar: Bar) -> Answers:
+    """Labels and class probabilities in the order of the requests."""
+    found = [generation.answer for generation in generations(engine, requests, bar)]
+    label = [-1 if answer is None or answer.label is None else answer.label for answer in found]
+    probabilities = [answer.probabilities for answer in found if answer is not None]
+    return Answers(np.asarray(label, dtype=np.int64), np.asarray(probabilities, dtype=np.float64))

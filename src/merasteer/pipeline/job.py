@@ -1,0 +1,133 @@
+"""The inputs of a run, read and checked before any of its stages starts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from merasteer.engine import LoadedModel, load_model
+from merasteer.engine.layers import family_of
+from merasteer.errors import BadSplits, InvalidInput
+from merasteer.pipeline.batch import Prompts
+from merasteer.pipeline.options import Options
+from merasteer.pipeline.workspace import Workspace
+from merasteer.store import ModelIdentity, identify
+from merasteer.store.documents import canonical
+from merasteer.tasks import load_task, make_splits, resolve
+from merasteer.types import Example, ServedTask, Splits, Task
+
+__all__ = ["MINIMUM_TRAIN", "Job", "prepare"]
+
+MINIMUM_TRAIN = 40  # fewer leave nothing to fit, select and rank on
+PACKAGES = ("mera-server", "numpy", "scikit-learn", "scipy", "torch", "transformers")
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A model, a task, its splits and the options: all that the outputs follow from."""
+
+    loaded: LoadedModel
+    identity: ModelIdentity
+    task: Task
+    served: ServedTask
+    splits: Splits
+    options: Options
+    store: Path
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the packages that decide the numbers."""
+        return {name: version(name) for name in PACKAGES}
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The folder of stage outputs for exactly these inputs."""
+        inputs = {
+            "model": self.identity.manifest(),
+            "runtime": [self.loaded.dtype, self.loaded.attention, self.loaded.device],
+            "task": asdict(self.served),
+            "splits": {name: _content(getattr(self.splits, name)) for name in ("train", "calibration", "test")},
+            "options": self.options.as_dict(),
+            "versions": self.versions,
+        }
+        return Workspace(self.store, self.identity.slug, self.served.name, inputs)
+
+    @cached_property
+    def ordering(self) -> npt.NDArray[np.int64]:
+        """Indices into the training split that the probes never see, ascending: candidates are ranked on them."""
+        n = len(self.splits.train)
+        size = min(self.options.ordering, n // 2)
+        return np.sort(np.random.default_rng(self.options.seed).permutation(n)[:size])
+
+    @cached_property
+    def fitting(self) -> npt.NDArray[np.int64]:
+        """The other indices, ascending."""
+        return np.setdiff1d(np.arange(len(self.splits.train)), self.ordering)
+
+    def prompts(self, examples: Sequence[Example]) -> Prompts:
+        """The items as the engine takes them."""
+        return Prompts.of(self.served, examples, self.loaded.tokenizer)
+
+
+def prepare(
+    model: str | Path | LoadedModel,
+    task: str | Path | Task,
+    store: Path,
+    options: Options,
+    *,
+    data: Path | None = None,
+    search: Sequence[Path] = (),
+) -> Job:
+    """The job, everything that can be wrong with it found now. The task is read first: a model takes longer to load.
+
+    Raises BadTask, UnknownTask, BadSplits, UnsupportedModel or InvalidInput.
+    """
+    if isinstance(task, Task):
+        if data is not None:
+            raise InvalidInput("data: given beside a task that was loaded already; load the task with it")
+        described = task
+    else:
+        described = load_task(task, data=data, search=search)
+    splits = make_splits(described)
+    if len(splits.train) < MINIMUM_TRAIN:
+        raise BadSplits(
+            f"task {described.name!r}: splits.train: {len(splits.train)} rows are too few to fit a probe and to rank "
+            f"candidates; give {MINIMUM_TRAIN} or more"
+        )
+    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    _check_hook_points(loaded, options)
+    return Job(loaded, _identity(loaded), described, resolve(described, loaded.tokenizer), splits, options, Path(store))
+
+
+def _check_hook_points(loaded: LoadedModel, options: Options) -> None:
+    known = family_of(loaded.model).sites
+    for point in options.hook_points:
+        if point not in known:
+            raise InvalidInput(f"hook_points: {loaded.architecture} has no {point!r}; use {', '.join(known)}")
+
+
+def _identity(loaded: LoadedModel) -> ModelIdentity:
+    if loaded.folder is None:
+        raise InvalidInput(f"model: {loaded.id!r} lies in no folder, so its weights cannot be named; save it first")
+    return identify(
+        loaded.folder,
+        model_id=loaded.id,
+        architecture=loaded.architecture,
+        layers=loaded.layers,
+        width=loaded.width,
+        vocab=loaded.vocab,
+    )
+
+
+def _content(examples: Sequence[Example]) -> str:
+    """Hash of prompts and labels: the content digests alone know neither the labels nor the exact text."""
+    rows: list[Any] = [[example.digest, example.prompt, example.label] for example in examples]
+    return hashlib.sha256(canonical(rows)).hexdigest()

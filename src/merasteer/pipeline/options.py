@@ -1,0 +1,77 @@
+"""What a run may be told, each default written once. All of it enters the key of the work folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from merasteer.errors import InvalidInput
+from merasteer.method.certify import TESTS, TestName
+from merasteer.probes import FAMILIES, Family
+from merasteer.types import DIRECTIONS, HOOK_POINTS, POSITIONS, Direction, HookPoint, Positions
+
+__all__ = ["GRIDS", "STAGES", "Grid", "Options", "Stage"]
+
+Stage = Literal["collect", "fit", "calibrate", "evaluate", "publish"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+Grid = Literal["logit", "paper"]
+GRIDS: tuple[Grid, ...] = get_args(Grid)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How probes are fit and candidates are chosen and tested.
+
+    delta, epsilon, chances, test: see `merasteer.method.certify`. ordering: training items held out from the probe fit to
+    rank candidates on (at most half of the training split). grid: where the thresholds α come from (`pipeline.fit`).
+    top_k: items at either end of the contrastive direction. seed: of every random draw (splits have their own).
+    """
+
+    seed: int = 0
+    delta: float = 0.05
+    epsilon: float = 0.0
+    chances: int = 1
+    hook_points: tuple[HookPoint, ...] = ("residual", "mlp_input")
+    directions: tuple[Direction, ...] = DIRECTIONS
+    positions: Positions = "generation"
+    family: Family = "ridge"
+    ordering: int = 250
+    grid: Grid = "logit"
+    top_k: int = 100
+    test: TestName | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.delta < 1.0:
+            raise InvalidInput(f"delta: {self.delta!r} is outside the open interval (0, 1); give a risk such as 0.05")
+        if not 0.0 <= self.epsilon < 1.0:
+            raise InvalidInput(f"epsilon: {self.epsilon!r} is outside [0, 1); give the gain in accuracy to exceed")
+        if self.test == "mcnemar" and self.epsilon > 0.0:
+            raise InvalidInput(f"test: mcnemar cannot test a gain above epsilon {self.epsilon!r}; use betting")
+        for name in ("chances", "ordering", "top_k"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name}: {getattr(self, name)} is not positive; give 1 or more")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidInput(f"seed: {self.seed} is outside 0..2^63 - 1; give a smaller one")
+        self._each("hook_points", HOOK_POINTS)
+        self._each("directions", DIRECTIONS)
+        for name, allowed in (
+            ("positions", POSITIONS),
+            ("family", FAMILIES),
+            ("grid", GRIDS),
+            ("test", (None, *TESTS)),
+        ):
+            if getattr(self, name) not in allowed:
+                known = ", ".join(str(value) for value in allowed if value)
+                raise InvalidInput(f"{name}: {getattr(self, name)!r} is not one of {known}")
+
+    def _each(self, name: str, allowed: Collection[str]) -> None:
+        values = getattr(self, name)
+        wrong = [value for value in values if value not in allowed]
+        if not values or wrong or len(set(values)) != len(values):
+            shown = repr(wrong[0]) if wrong else repr(values)
+            raise InvalidInput(f"{name}: {shown}; give one or more of {', '.join(allowed)}, each once")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

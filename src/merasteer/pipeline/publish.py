@@ -1,0 +1,55 @@
+"""Stage 5: readouts, steps and the decision as an artifact of the store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from merasteer.pipeline.job import Job
+from merasteer.pipeline.workspace import Output
+from merasteer.store import publish as publish_artifact
+
+__all__ = ["publish"]
+
+
+def publish(job: Job, fitted: Output, calibrated: Output) -> str | None:
+    """Digest of the artifact, certified or not; None when no probe was found: then there is nothing to publish."""
+    key, document = calibrated.facts["subject"], calibrated.facts["calibration"]
+    if key is None:
+        return None
+    tensors = {name: fitted.tensors[f"{key}.{name}"] for name in ("weight", "bias", "step")}
+    tensors["contrastive"] = fitted.tensors[f"contrast.{fitted.facts['readouts'][key]['hook_point']}"]
+    tensors["label_bias"] = fitted.tensors["label_bias"]
+    manifest = _manifest(job, fitted.facts["readouts"][key], document, tensors["weight"])
+    folder = publish_artifact(job.store, manifest=manifest, calibration=document, tensors=tensors)
+    return str(json.loads((folder / "manifest.json").read_bytes())["digest"])
+
+
+def _manifest(job: Job, readout: dict[str, Any], document: dict[str, Any], weight: Any) -> dict[str, Any]:
+    """All sections that the store does not fill in itself."""
+    certified = document["decision"] == "certified"
+    chosen = next((row for row in document["candidates"] if row["key"] == document["chosen"]), None)
+    active = (weight.abs().sum(-1) > 0).tolist()
+    return {
+        "certified": certified,
+        "model": job.identity.manifest(),
+        "task": asdict(job.served),
+        "steering": {
+            "hook_point": readout["hook_point"],
+            "direction": readout["direction"],
+            "alpha": chosen["alpha"] if chosen else None,
+            "active_layers": [layer for layer, on in enumerate(active) if on],
+            "positions": job.options.positions,
+            "report_layer": readout["report_layer"],
+        },
+        "probe": {
+            "family": "contrastive" if readout["direction"] == "contrastive" else job.options.family,
+            # A layer that predicts but whose w·u is not positive does not act: it is listed as idle.
+            "scores": [{**score, "idle": not active[score["layer"]]} for score in readout["scores"]],
+        },
+        "runtime": {"dtype": job.loaded.dtype, "attention": job.loaded.attention},
+        "splits": job.splits.digests,
+        "seeds": {"run": job.options.seed, "splits": job.task.splits.seed},
+        "versions": job.versions,
+    }

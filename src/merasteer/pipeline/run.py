@@ -1,0 +1,88 @@
+"""The run: collect → fit → calibrate → evaluate → publish, each stage once, resumable at any point."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from merasteer.engine import LoadedModel
+from merasteer.errors import InvalidInput
+from merasteer.pipeline.calibrate import calibrate
+from merasteer.pipeline.collect import collect
+from merasteer.pipeline.evaluate import evaluate
+from merasteer.pipeline.fit import fit
+from merasteer.pipeline.job import Job, prepare
+from merasteer.pipeline.options import STAGES, Options, Stage
+from merasteer.pipeline.progress import Bars
+from merasteer.pipeline.publish import publish
+from merasteer.pipeline.report import Report, complete, write_report
+from merasteer.pipeline.workspace import Output
+from merasteer.types import Task
+
+__all__ = ["run", "run_job"]
+
+log = logging.getLogger("merasteer.pipeline")
+
+
+def run(
+    model: str | Path | LoadedModel,
+    task: str | Path | Task,
+    store: Path,
+    options: Options | None = None,
+    *,
+    data: Path | None = None,
+    report: Path | None = None,
+    search: Sequence[Path] = (),
+    until: Stage = "publish",
+    bars: Bars | None = None,
+) -> Report | None:
+    """The report of the run; None when it was to stop before `evaluate`.
+
+    model: hub id, folder or loaded model. task: name, path or loaded task; `search` are folders to look names up in, `data`
+    replaces its rows. Finished stages are taken from `<store>/.work`; `until` names the last one to run. report: a file to
+    write the report to. Equal inputs publish an artifact of equal digest on one machine.
+    """
+    job = prepare(model, task, Path(store), options or Options(), data=data, search=search)
+    found = run_job(job, until, bars)
+    if found is not None and report is not None:
+        write_report(Path(report), found)
+    return found
+
+
+def run_job(job: Job, until: Stage = "publish", bars: Bars | None = None) -> Report | None:
+    """The same for inputs that are prepared."""
+    if until not in STAGES:
+        raise InvalidInput(f"until: {until!r} is not one of {', '.join(STAGES)}")
+    shown, stages = bars or Bars(), STAGES[: STAGES.index(until) + 1]
+    done: dict[Stage, Output] = {}
+    work: dict[Stage, Callable[[], Output]] = {
+        "collect": lambda: collect(job, shown),
+        "fit": lambda: fit(job, done["collect"], shown),
+        "calibrate": lambda: calibrate(job, done["collect"], done["fit"], shown),
+        "evaluate": lambda: evaluate(job, done["fit"], done["calibrate"], shown),
+    }
+    for stage in stages:
+        if stage in work:
+            done[stage] = _stage(job, stage, work[stage])
+    if "evaluate" not in done:
+        return None
+    artifact = publish(job, done["fit"], done["calibrate"]) if until == "publish" else None
+    seconds: dict[str, float] = {stage: float(output.facts["seconds"]) for stage, output in done.items()}
+    return complete(done["evaluate"].facts["report"], artifact, seconds)
+
+
+def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
+    """The stage's output, from the work folder if it is there."""
+    found = job.workspace.load(stage)
+    if found is not None:
+        log.info("%s: taken from an earlier run", stage)
+        return found
+    start = time.perf_counter()
+    output = compute()
+    seconds = time.perf_counter() - start
+    output = Output({**output.facts, "seconds": seconds}, output.tensors)
+    job.workspace.save(stage, output)
+    log.info("%s: done in %.1f s", stage, seconds)
+    return output

@@ -1,0 +1,120 @@
+"""The direction u in which a layer is moved, and its unit step ũ = u / (w·u) (docs/method.md section 3).
+
+    euclidean    u = w                                        the shortest step (the paper)
+    covariance   u = Σw                                       the least surprising step: min vᵀΣ⁻¹v
+    contrastive  w = u = mean(h | high E) − mean(h | low E)   scaled, signed and given its bias by regression
+
+Every readout points at *error*: a larger z predicts a larger error. Shapes: N items, L layers, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from merasteer.errors import InvalidInput
+from merasteer.method.steering import unit_step
+from merasteer.probes.fitting import Probes, layer_of, one_thread
+from merasteer.types import DIRECTIONS, Direction, HookPoint, SteeringVectors
+
+__all__ = ["contrast", "contrastive_probes", "covariance_times", "directions", "fit_contrast", "steering_vectors"]
+
+Floats = npt.NDArray[np.float64]
+
+
+def covariance_times(x: Floats, w: Floats) -> Floats:
+    """Σw for the Ledoit-Wolf covariance Σ = (1 − s)·S + s·(tr S / d)·I of x (N, d), w (d,). Σ is never formed."""
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    centred = x - x.mean(0)
+    with one_thread():
+        shrinkage = float(ledoit_wolf_shrinkage(centred, assume_centered=True))
+        along = centred.T @ (centred @ w) / len(x)
+    return np.asarray((1.0 - shrinkage) * along + shrinkage * float((centred**2).mean()) * w)
+
+
+def contrast(x: Floats, target: Floats, top_k: int = 100) -> Floats:
+    """mean(h | high error) − mean(h | low error) over the `top_k` items at either end. x (N, d): (d,).
+
+    Never more than half of the items at an end. Ties are broken by item order, so equal seeds give equal bits.
+    """
+    k = min(top_k, len(target) // 2)
+    if k < 1:
+        raise InvalidInput(
+            f"top_k: {top_k} of {len(target)} items leaves none at either end; give at least 1 of 2 items"
+        )
+    order = np.argsort(target, kind="stable")
+    return np.asarray(x[order[-k:]].mean(0) - x[order[:k]].mean(0))
+
+
+def fit_contrast(x: Floats, target: Floats, top_k: int = 100) -> tuple[Floats, float]:
+    """w (d,) and b of the contrastive readout: the contrast scaled by a one-dimensional regression on the target.
+
+    The slope also fixes the sign, so z rises with the error. A contrast that does not vary over the items gives zeros.
+    """
+    direction = contrast(x, target, top_k)
+    along = x @ direction
+    spread = float(((along - along.mean()) ** 2).mean())
+    slope = float(((along - along.mean()) * (target - target.mean())).mean() / spread) if spread > 0 else 0.0
+    w = slope * direction
+    return w, float(target.mean() - slope * along.mean())
+
+
+def contrastive_probes(activations: torch.Tensor, target: Floats, top_k: int = 100) -> Probes:
+    """The contrastive readout of every layer. activations (N, L, d), target (N,)."""
+    with one_thread():
+        fits = [fit_contrast(layer_of(activations, layer), target, top_k) for layer in range(activations.shape[1])]
+    weight = torch.from_numpy(np.stack([w for w, _ in fits])).float()
+    return Probes(weight, torch.tensor([b for _, b in fits], dtype=torch.float64).float())
+
+
+def steering_vectors(
+    hook_point: HookPoint, probes: Probes, direction: torch.Tensor, active: Collection[int], report_layer: int
+) -> SteeringVectors | None:
+    """Readouts and unit steps with the layers outside `active`, or where w·u ≤ 0, idle; None when that leaves none.
+
+    direction (L, d) float64 is u. An idle layer has a zero weight and step; its bias stays.
+    The report layer falls back to the active layer nearest to it.
+    """
+    along = (probes.weight.double() * direction.double()).sum(-1)
+    usable = [layer for layer in active if float(along[layer]) > 0.0]
+    if not usable:
+        return None
+    mask = torch.zeros(len(probes.weight), 1, dtype=torch.bool)
+    mask[usable] = True
+    weight = torch.where(mask, probes.weight, 0.0)
+    step = unit_step(weight, torch.where(mask, direction.double(), 0.0))
+    nearest = min(usable, key=lambda layer: (abs(layer - report_layer), layer))
+    return SteeringVectors(hook_point, weight, probes.bias.clone(), step, nearest)
+
+
+def directions(
+    hook_point: HookPoint,
+    activations: torch.Tensor,
+    probes: Probes,
+    active: Collection[int],
+    report_layer: int,
+    names: Sequence[Direction] = ("euclidean", "covariance"),
+) -> dict[Direction, SteeringVectors]:
+    """Vectors for each direction; names that leave every layer idle are absent.
+
+    activations (N, L, d) of the training items give Σ. For `contrastive`, probes are those of `contrastive_probes`.
+    """
+    unknown = [name for name in names if name not in DIRECTIONS]
+    if unknown:
+        raise InvalidInput(f"direction: {unknown[0]!r} is not one of {', '.join(DIRECTIONS)}")
+    found: dict[Direction, SteeringVectors] = {}
+    for name in names:
+        u = probes.weight.double()
+        if name == "covariance":
+            u = torch.zeros_like(u)
+            for layer in active:
+                w = probes.weight[layer].double().numpy()
+                u[layer] = torch.from_numpy(covariance_times(layer_of(activations, layer), w))
+        vectors = steering_vectors(hook_point, probes, u, active, report_layer)
+        if vectors is not None:
+            found[name] = vectors
+    return found

@@ -1,0 +1,103 @@
+"""calibration.json: every candidate, the ones tested, the decision. Keys beside those checked here may stand.
+
+test, epsilon, delta, chances      what was tested, and at which level (δ / chances each)
+decision, reason                   "certified" and null, or "abstained" and why: "uncertified" or "no_probe"
+chosen                             key of the candidate that the decision is about, or null
+candidates                         key, hook_point, direction, alpha (null: a logit bias), gain on the ordering subset
+tested                             key, n, gained, lost, p_value, gain, lower_bound on the calibration split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from merasteer.errors import BadArtifact
+from merasteer.store.fields import Fields, shown
+from merasteer.store.schema import Manifest
+from merasteer.types import DIRECTIONS, HOOK_POINTS
+
+__all__ = ["agree", "certificate_of", "validate"]
+
+KEYS = ("test", "epsilon", "delta", "chances", "decision", "reason", "chosen", "candidates", "tested")
+CANDIDATE = ("key", "hook_point", "direction", "alpha", "gain")
+TESTED = ("key", "n", "gained", "lost", "p_value", "gain", "lower_bound")
+
+
+def validate(raw: object) -> Mapping[str, Any]:
+    """`raw` itself, proved to hold the fields above. Raises BadArtifact naming the first that is wrong."""
+    root = Fields(raw, "", KEYS, closed=False)
+    root.text("test")
+    root.number("epsilon", -1.0, 1.0)
+    root.probability("delta")
+    root.integer("chances", 1)
+    certified = root.choice("decision", ("certified", "abstained")) == "certified"
+    if certified != (root.value["reason"] is None):
+        root.refuse("reason", f"{shown(root.value['reason'])} does not go with the decision {root.value['decision']}")
+    if not certified:
+        root.choice("reason", ("uncertified", "no_probe"))
+    keys = [_candidate(row) for row in root.rows("candidates", CANDIDATE, closed=False)]
+    tested = [_tested(row) for row in root.rows("tested", TESTED, closed=False)]
+    if len(set(keys)) != len(keys) or len(set(tested)) != len(tested):
+        root.refuse("candidates", "two candidates, or two tests, have the same key")
+    if stray := set(tested) - set(keys):
+        root.refuse("tested", f"{shown(min(stray))} is not among the candidates")
+    if root.value["chosen"] is not None and root.text("chosen") not in keys:
+        root.refuse("chosen", f"{shown(root.value['chosen'])} is not among the candidates")
+    if certified and root.value["chosen"] not in tested:
+        root.refuse("chosen", f"{shown(root.value['chosen'])} is certified without being among the tested")
+    return root.value
+
+
+def _candidate(row: Fields) -> str:
+    for name, options in (("hook_point", HOOK_POINTS), ("direction", DIRECTIONS)):
+        if row.value[name] is not None:
+            row.choice(name, options)
+    if row.value["alpha"] is not None:
+        row.probability("alpha")
+    row.number("gain", -1.0, 1.0)
+    return row.text("key")
+
+
+def _tested(row: Fields) -> str:
+    n = row.integer("n", 0)
+    if row.integer("gained", 0, n) + row.integer("lost", 0, n) > n:
+        row.refuse("gained", f"{row.value['gained']} gained and {row.value['lost']} lost are more than n = {n}")
+    row.number("p_value", 0.0, 1.0)
+    row.number("gain", -1.0, 1.0)
+    row.number("lower_bound", -1.0, 1.0)
+    return row.text("key")
+
+
+def agree(manifest: Manifest, calibration: Mapping[str, Any]) -> None:
+    """Raise BadArtifact unless a certified manifest serves the very candidate whose test passed. Both are validated."""
+    if not manifest["certified"]:
+        return
+    if calibration["decision"] != "certified":
+        raise BadArtifact("certified: true, yet calibration.json says abstained; publish the artifact again")
+    chosen = _row(calibration, "candidates", calibration["chosen"])
+    for name in ("hook_point", "direction", "alpha"):
+        served = manifest["steering"][name]
+        if served != chosen[name]:
+            raise BadArtifact(
+                f"steering.{name}: {shown(served)} is not the certified {shown(chosen[name])}; publish again"
+            )
+    level = calibration["delta"] / calibration["chances"]
+    if (p := _row(calibration, "tested", calibration["chosen"])["p_value"]) > level * (1 + 1e-9):
+        raise BadArtifact(
+            f"tested.p_value: {p:g} is above the level {level:g}, yet certified is true; publish the artifact again"
+        )
+
+
+def certificate_of(calibration: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was tested and what came of it, flat and JSON-able: the chosen candidate, else the first tested, else None."""
+    if not calibration["tested"]:
+        return None
+    tested = {row["key"]: row for row in calibration["tested"]}
+    row = tested.get(calibration["chosen"], calibration["tested"][0])
+    shared = {name: calibration[name] for name in ("test", "delta", "epsilon", "chances")}
+    return {**shared, **{name: row[name] for name in TESTED}, "candidates": len(calibration["candidates"])}
+
+
+def _row(calibration: Mapping[str, Any], table: str, key: str) -> Mapping[str, Any]:
+    return next(row for row in calibration[table] if row["key"] == key)

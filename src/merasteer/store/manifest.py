@@ -1,0 +1,131 @@
+"""manifest.json is valid or it is refused with the first field that is wrong; and the digest that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from merasteer.errors import BadArtifact
+from merasteer.store.documents import canonical
+from merasteer.store.fields import SHA256, Fields, shown
+from merasteer.store.schema import (
+    FILES,
+    SCHEMA,
+    LayerScore,
+    Manifest,
+    ModelSection,
+    ProbeSection,
+    RuntimeSection,
+    SplitsSection,
+    SteeringSection,
+    TaskSection,
+    keys,
+)
+from merasteer.types import ANSWER_POSITIONS, DIRECTIONS, HOOK_POINTS, POSITIONS
+
+__all__ = ["SHORT", "TASK_NAME", "digest_of", "validate"]
+
+SHORT = 12  # hex digits of the digest that name the folder
+TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # it becomes a folder
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """sha256 (hex) of the canonical manifest, its own `digest` left out."""
+    return hashlib.sha256(canonical({key: value for key, value in manifest.items() if key != "digest"})).hexdigest()
+
+
+def validate(raw: object) -> Manifest:
+    """`raw` itself, proved to be a manifest of this schema. Raises BadArtifact naming the first field that is wrong."""
+    if isinstance(raw, Mapping) and "schema" in raw and (type(raw["schema"]) is not int or raw["schema"] != SCHEMA):
+        raise BadArtifact(
+            f"schema: {shown(raw['schema'])} is not {SCHEMA}, the version this release reads; upgrade mera-server"
+        )
+    root = Fields(raw, "", keys(Manifest))
+    root.text("digest", SHA256)
+    layers, vocab = _model(root.child("model", keys(ModelSection)))
+    _task(root.child("task", keys(TaskSection)), vocab)
+    active = _steering(root.child("steering", keys(SteeringSection)), layers, certified=root.flag("certified"))
+    _probe(root.child("probe", keys(ProbeSection)), layers, active)
+    runtime = root.child("runtime", keys(RuntimeSection))
+    runtime.text("dtype")
+    runtime.text("attention")
+    _splits(root.child("splits", keys(SplitsSection)))
+    seeds = Fields(root.value["seeds"], "seeds", (), closed=False)
+    for name in seeds.value:
+        seeds.integer(name, -(2**63), 2**64 - 1)
+    root.table("versions")
+    files = root.child("files", FILES)
+    for name in FILES:
+        files.text(name, SHA256)
+    return cast(Manifest, raw)
+
+
+def _model(model: Fields) -> tuple[int, int]:
+    model.text("id")
+    model.text("architecture")
+    model.text("tokenizer", SHA256)
+    if not model.table("weights", SHA256):
+        model.refuse("weights", "names no file")
+    model.integer("width", 1)
+    return model.integer("layers", 1), model.integer("vocab", 1)
+
+
+def _task(task: Fields, vocab: int) -> None:
+    task.text("name", TASK_NAME)
+    task.text("template")
+    task.choice("position", ANSWER_POSITIONS)
+    task.integer("max_new_tokens", 1)
+    labels, variants = task.texts("labels"), task.items("variants")
+    if len(labels) < 2 or len(variants) != len(labels):
+        task.refuse(
+            "variants", f"{len(variants)} lists for {len(labels)} labels; two labels or more need one list each"
+        )
+    tokens = Fields(dict(zip(labels, variants, strict=True)), "task.variants", labels)
+    owners: dict[int, str] = {}
+    for label in labels:
+        for token in tokens.integers(label, 0, vocab - 1):
+            if owners.setdefault(token, label) != label:
+                task.refuse("variants", f"token {token} belongs to both {shown(owners[token])} and {shown(label)}")
+        if not tokens.items(label):
+            task.refuse("variants", f"the label {shown(label)} has no token")
+
+
+def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:
+    steering.choice("hook_point", HOOK_POINTS)
+    steering.choice("direction", DIRECTIONS)
+    steering.choice("positions", POSITIONS)
+    steering.integer("report_layer", 0, layers - 1)
+    active = steering.integers("active_layers", 0, layers - 1)
+    if active != sorted(set(active)):
+        steering.refuse("active_layers", f"{shown(active)} is not ascending without repeats")
+    if steering.value["alpha"] is None:
+        if certified:
+            steering.refuse("alpha", "null, yet the artifact says that it is certified")
+    elif steering.probability("alpha") and not active:
+        steering.refuse("active_layers", "empty, yet there is an alpha")
+    return active
+
+
+def _probe(probe: Fields, layers: int, active: list[int]) -> None:
+    probe.text("family")
+    seen = set()
+    for score in probe.rows("scores", keys(LayerScore)):
+        layer = score.integer("layer", 0, layers - 1)
+        for name in ("rmse", "dummy_rmse", "standard_error"):
+            score.number(name, low=0.0)
+        if score.flag("idle") and layer in active:
+            score.refuse("idle", f"true, yet layer {layer} is among steering.active_layers")
+        if layer in seen:
+            score.refuse("layer", f"{layer} occurs twice")
+        seen.add(layer)
+
+
+def _splits(splits: Fields) -> None:
+    owners: dict[str, str] = {}
+    for name in keys(SplitsSection):
+        for digest in splits.texts(name):
+            if digest in owners:
+                splits.refuse(name, f"shares the row {shown(digest)} with {owners[digest]}; splits must be disjoint")
+            owners[digest] = name

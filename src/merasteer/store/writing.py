@@ -1,0 +1,110 @@
+"""Publishing an artifact: complete or absent, whenever the process dies.
+
+<store>/.publish-<host>-<pid>-<random>/    artifact/ and latest are written and fsynced here, then renamed into place:
+    artifact/  ->  <store>/<slug>/<task>/<digest12>/      first: from here on the artifact exists
+    latest     ->  <store>/<slug>/<task>/latest           then: from here on it is the default
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merasteer.errors import BadArtifact, InvalidInput
+from merasteer.store.documents import canonical, dump, parse
+from merasteer.store.durable import sweep, sync, temporary, write
+from merasteer.store.identity import model_slug
+from merasteer.store.manifest import SHORT, digest_of
+from merasteer.store.reading import build, load
+from merasteer.store.schema import SCHEMA
+from merasteer.store.tensors import decode, encode
+
+__all__ = ["publish"]
+
+log = logging.getLogger("merasteer.store")
+
+
+def publish(
+    store: Path,
+    *,
+    manifest: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    default: bool = True,
+) -> Path:
+    """The folder of the artifact, new or already there with equal content. `latest` then names it if `default`.
+
+    manifest: all sections but `schema`, `digest` and `files`, which are filled in. tensors: see
+    `store.tensors.check`; stored as float32.
+    Equal input gives an equal digest. Several processes may publish at once.
+    Raises BadArtifact for what `load` would refuse, InvalidInput where the store cannot be written.
+    """
+    name, files, task = _files(manifest, calibration, tensors)
+    folder = store / task / name
+    try:
+        sweep(store)
+        with temporary(store) as staging:
+            if not _present(folder, files):
+                _place(folder, files, staging / "artifact", store)
+            if default:
+                write(staging / "latest", name.encode() + b"\n")
+                os.replace(staging / "latest", folder.parent / "latest")  # noqa: PTH105, tests count the calls
+                sync(folder.parent)
+    except OSError as error:
+        raise InvalidInput(f"store: {store} cannot be written ({error.strerror}); give a folder that can") from error
+    return folder
+
+
+def _files(
+    manifest: Mapping[str, Any], calibration: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> tuple[str, dict[str, bytes], Path]:
+    """(digest12, file name -> bytes, <slug>/<task>), proved loadable."""
+    probe = encode(tensors)
+    measured = parse(canonical(dict(calibration)))  # tuples become lists, as they will on reading
+    written = {"calibration.json": dump(measured), "probe.safetensors": probe}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
+    facts = parse(canonical({**manifest, "schema": SCHEMA, "files": sums}))
+    facts["digest"] = digest_of(facts)
+    build(facts, measured, decode(probe))
+    where = Path(model_slug(facts["model"]["id"])) / facts["task"]["name"]
+    return facts["digest"][:SHORT], {**written, "manifest.json": dump(facts)}, where
+
+
+def _present(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether the artifact is there already. Damage (load refuses it) counts as absent; other valid content raises."""
+    if not folder.exists():
+        return False
+    try:
+        found = load(folder).manifest
+    except BadArtifact as error:
+        log.warning("replacing a damaged artifact: %s", error)
+        return False
+    if found != parse(files["manifest.json"]):
+        raise BadArtifact(
+            f"{folder.name}: another artifact has the same first {SHORT} digits; change a seed and publish again"
+        )
+    return True
+
+
+def _place(folder: Path, files: Mapping[str, bytes], staged: Path, store: Path) -> None:
+    """Write `files` durably and rename them into place; what another process renamed there meanwhile is as good."""
+    staged.mkdir()
+    for name, data in files.items():
+        write(staged / name, data)
+    sync(staged)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not _present(folder, files):
+        os.rename(folder, staged.with_name("damaged"))  # noqa: PTH104, tests count the calls
+    try:
+        os.rename(staged, folder)  # noqa: PTH104
+    except OSError:
+        if not _present(folder, files):
+            raise
+    for changed in (folder.parent, folder.parent.parent, store):
+        sync(changed)

@@ -1,0 +1,168 @@
+"""Tiny random models, and a slow plain implementation of steering written from the equations (docs/method.md), sharing no code."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from merasteer.engine import Engine, LoadedModel, wrap_model
+from merasteer.types import Policy, SteeringVectors
+
+VOCAB, LAYERS, WIDTH = 300, 4, 48
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def tiny(family: str, seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+    }  # fmt: skip
+    model = LlamaForCausalLM(LlamaConfig(**sizes)) if family == "llama" else Qwen2ForCausalLM(Qwen2Config(**sizes))
+    with torch.no_grad():  # random weights of a size that makes activations and steps matter
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return wrap_model(model, word_tokenizer(), f"tiny-{family}")
+
+
+def vectors(
+    seed: int, hook_point: str, *, idle: tuple[int, ...] = (), report: int = 2, skew: bool = True
+) -> SteeringVectors:
+    """Random readouts with w·ũ = 1; `skew` makes the step another direction than the readout."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(LAYERS, WIDTH, generator=generator) * 0.3
+    direction = weight + (0.3 * torch.randn(LAYERS, WIDTH, generator=generator) if skew else 0.0)
+    step = direction / (weight * direction).sum(-1, keepdim=True)
+    bias = torch.randn(LAYERS, generator=generator) * 0.3
+    for layer in idle:
+        weight[layer], step[layer], bias[layer] = 0, 0, 5.0  # a bias that would move it if idleness were forgotten
+    return SteeringVectors(hook_point, weight, bias, step, report)  # type: ignore[arg-type]
+
+
+@dataclass
+class PlainAnswer:
+    tokens: list[int] = field(default_factory=list)
+    z: list[list[tuple[float, float]]] = field(
+        default_factory=list
+    )  # per step, per layer: before and after at the choosing position
+    shifts: list[float] = field(default_factory=list)  # of moved cells, each position once
+    moved: set[tuple[int, int]] = field(default_factory=set)  # (position, layer)
+    logits: torch.Tensor | None = None  # at the first step
+
+
+def plain_generate(
+    model: Any, prompt: tuple[int, ...], new: int, v: SteeringVectors | None, policy: Policy | None
+) -> PlainAnswer:
+    """One prompt at a time, the whole sequence again for every token, one hook per layer, scalar loops over positions."""
+    answer, sequence = PlainAnswer(), list(prompt)
+    for _ in range(new):
+        seen: dict[int, tuple[float, float]] = {}
+
+        def move(layer: int, hidden: torch.Tensor, seen: dict[int, tuple[float, float]] = seen) -> torch.Tensor:
+            assert v is not None
+            assert policy is not None
+            out = hidden.clone()
+            w, b, u = v.weight[layer], float(v.bias[layer]), v.step[layer]
+            if float(w.abs().sum()) == 0.0:
+                return out
+            first = 0 if policy.positions == "all" else len(prompt) - 1
+            for position in range(hidden.shape[1]):
+                h = hidden[0, position]
+                z = float(w @ h) + b
+                after = z
+                if position >= first and (policy.layers is None or layer in policy.layers):
+                    t = 0.0
+                    if policy.alpha is not None and z > math.log(policy.alpha / (1 - policy.alpha)):
+                        t = math.log(policy.alpha / (1 - policy.alpha)) - z
+                    t -= policy.strength
+                    if t != 0.0:
+                        out[0, position] = h + t * u
+                        after = float(w @ out[0, position]) + b
+                        if (position, layer) not in answer.moved:
+                            answer.moved.add((position, layer))
+                            answer.shifts.append(float((t * u).norm() / h.norm()))
+                if position == hidden.shape[1] - 1:
+                    seen[layer] = (z, after)
+            return out
+
+        handles = (
+            [_plain_hook(block, index, v.hook_point, move) for index, block in enumerate(model.model.layers)]
+            if v
+            else []
+        )
+        try:
+            with torch.no_grad():
+                logits = model(torch.tensor([sequence])).logits[0, -1]
+        finally:
+            for handle in handles:
+                handle.remove()
+        answer.logits = logits if answer.logits is None else answer.logits
+        answer.z.append([seen.get(layer, (0.0, 0.0)) for layer in range(LAYERS)])
+        answer.tokens.append(int(logits.argmax()))
+        sequence.append(answer.tokens[-1])
+    return answer
+
+
+def _plain_hook(block: Any, layer: int, hook_point: str, move: Callable[[int, torch.Tensor], torch.Tensor]) -> Any:
+    if hook_point == "residual":
+        return block.register_forward_hook(lambda _m, _i, output: move(layer, output))
+    if hook_point == "mlp_input":
+        return block.mlp.register_forward_pre_hook(lambda _m, inputs: (move(layer, inputs[0]),))
+    return block.post_attention_layernorm.register_forward_hook(lambda _m, _i, output: move(layer, output))
+
+
+@pytest.fixture(scope="session")
+def llama() -> LoadedModel:
+    return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def qwen() -> LoadedModel:
+    return tiny("qwen2")
+
+
+@pytest.fixture(scope="session")
+def make_vectors() -> Callable[..., SteeringVectors]:
+    return vectors
+
+
+@pytest.fixture(scope="session")
+def plain() -> Callable[..., PlainAnswer]:
+    return plain_generate
+
+
+@pytest.fixture(scope="session")
+def settled() -> Callable[[Engine], bool]:
+    """Whether slots, queue and cache of an engine are all empty within a few seconds."""
+
+    def check(engine: Engine, seconds: float = 10.0) -> bool:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            stats = engine.stats()
+            if (stats.running, stats.waiting, stats.cache_used_ratio) == (0, 0, 0.0):
+                return True
+            time.sleep(0.01)
+        return False
+
+    return check
+
+
+@pytest.fixture
+def prompts() -> list[tuple[int, ...]]:
+    """24 random prompts of 5 to 44 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    return [tuple(torch.randint(1, VOCAB, (5 + 7 * i % 40,), generator=generator).tolist()) for i in range(24)]

@@ -1,0 +1,159 @@
+"""Admission, cancellation and faults: every accepted request ends in exactly one answer, and nothing is left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import CancelledError
+
+import pytest
+
+from merasteer.engine import Engine, EngineConfig
+from merasteer.errors import EmptyInputs, EngineFailed, InvalidInput, Overloaded, PromptTooLong
+from merasteer.types import GenerationRequest, Policy
+
+
+def test_one_oversized_request_is_refused_and_harms_nobody(llama, prompts):
+    with Engine(llama, EngineConfig(cache_tokens=128, page_size=8)) as engine:
+        good = [engine.submit(GenerationRequest(prompt, 4)) for prompt in prompts[:8]]
+        with pytest.raises(
+            PromptTooLong, match=r"inputs: 120 prompt tokens and max_new_tokens 20 exceed the \d+ tokens"
+        ):
+            engine.submit(GenerationRequest((1,) * 120, 20))
+        with pytest.raises(PromptTooLong):
+            engine.submit(GenerationRequest((1,) * 5, 10**9))
+        assert all(len(future.result(60).tokens) == 4 for future in good)
+        largest = engine.submit(
+            GenerationRequest((1,) * (engine.max_tokens - 4), 4)
+        )  # what admission lets in, the cache can hold
+        assert len(largest.result(60).tokens) == 4
+
+
+def test_context_bounds_a_request_too(llama):
+    with Engine(llama, EngineConfig()) as engine:
+        assert engine.max_tokens == 512
+        with pytest.raises(PromptTooLong, match="512 tokens that fit"):
+            engine.submit(GenerationRequest((1,) * 500, 13))
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "says"),
+    [
+        (GenerationRequest((), 1), EmptyInputs, "inputs"),
+        (GenerationRequest((1,), 0), InvalidInput, "max_new_tokens"),
+        (GenerationRequest((1, 300), 1), InvalidInput, "vocabulary"),
+        (GenerationRequest((-1,), 1), InvalidInput, "vocabulary"),
+        (GenerationRequest((1,), 1, stop=("",)), InvalidInput, "stop"),
+        (GenerationRequest((1,), 1, Policy("nobody")), InvalidInput, "nobody"),
+        (GenerationRequest((1,), 1, Policy("v", 0.3, layers=(1,))), InvalidInput, "layers"),
+        (GenerationRequest((1,), 1, variants=((1,),) * 33), InvalidInput, "variants"),
+    ],
+)
+def test_bad_requests_are_refused(llama, make_vectors, request_, error, says):
+    with Engine(llama, EngineConfig()) as engine:
+        engine.register("v", make_vectors(1, "residual", idle=(1,)))
+        with pytest.raises(error, match=says):
+            engine.submit(request_)
+        assert engine.submit(GenerationRequest((1, 2), 1)).result(30).tokens
+
+
+def test_the_queue_is_bounded(llama, prompts, settled):
+    with Engine(llama, EngineConfig(max_requests=2, max_waiting=3)) as engine:
+        accepted, refused = [], 0
+        for prompt in prompts:
+            try:
+                accepted.append(engine.submit(GenerationRequest(prompt, 30)))
+            except Overloaded:
+                refused += 1
+        assert refused > 0
+        assert len(accepted) >= 5
+        assert all(len(future.result(60).tokens) == 30 for future in accepted)
+        assert settled(engine)
+
+
+def test_cancelled_requests_leave_no_slot_behind(llama, prompts, make_vectors, settled):
+    with Engine(llama, EngineConfig(max_requests=4)) as engine:
+        engine.register("v", make_vectors(1, "residual"))
+        doomed = [
+            engine.submit(GenerationRequest(prompt, 200, Policy("v", 0.3, positions="all"))) for prompt in prompts[:10]
+        ]
+        kept = engine.submit(GenerationRequest(prompts[11], 5, Policy("v", 0.3)))
+        while engine.stats().running < 4:
+            time.sleep(0.001)
+        for future in doomed:  # some run, some wait
+            assert future.cancel()
+        assert len(kept.result(60).tokens) == 5
+        for future in doomed:
+            with pytest.raises(CancelledError):
+                future.result(0)
+        assert settled(engine)
+        fresh = engine.submit(GenerationRequest(prompts[11], 5, Policy("v", 0.3))).result(60)
+        assert fresh.tokens == kept.result().tokens
+        assert fresh.steering == kept.result().steering
+
+
+def test_unregistered_vectors_serve_the_requests_that_began_with_them(llama, prompts, make_vectors):
+    with Engine(llama, EngineConfig(max_policies=1)) as engine:
+        engine.register("old", make_vectors(1, "residual"))
+        with pytest.raises(InvalidInput, match="max_policies"):
+            engine.register("more", make_vectors(2, "residual"))
+        alone = engine.submit(GenerationRequest(prompts[0], 40, Policy("old", 0.3))).result(60)
+        running = engine.submit(GenerationRequest(prompts[0], 40, Policy("old", 0.3)))
+        engine.unregister("old")
+        with pytest.raises(InvalidInput, match="old"):
+            engine.submit(GenerationRequest(prompts[0], 4, Policy("old", 0.3)))
+        answer = running.result(60)
+        assert (answer.tokens, answer.steering.steered_cells) == (alone.tokens, alone.steering.steered_cells)
+        engine.register("new", make_vectors(2, "residual"))  # the row is free again
+
+
+def test_a_dying_loop_answers_everyone_and_turns_the_engine_off(llama, prompts):
+    engine = Engine(llama, EngineConfig(max_requests=2))
+    engine.start()
+    try:
+
+        def explode(states):
+            raise RuntimeError("injected")
+
+        futures = [engine.submit(GenerationRequest(prompt, 50)) for prompt in prompts[:6]]
+        engine.on_batch = explode
+        for future in futures:
+            with pytest.raises(EngineFailed, match="injected"):
+                future.result(30)
+        assert engine.failure is not None
+        with pytest.raises(EngineFailed, match="restart"):
+            engine.submit(GenerationRequest(prompts[0], 1))
+    finally:
+        engine.stop()
+
+
+def test_stop_answers_what_is_left_and_takes_the_hooks_out(llama, prompts):
+    engine = Engine(llama, EngineConfig(max_requests=2))
+    engine.start()
+    futures = [engine.submit(GenerationRequest(prompt, 300)) for prompt in prompts[:6]]
+    engine.stop()
+    for future in futures:
+        with pytest.raises(EngineFailed, match="stopped"):
+            future.result(5)
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in llama.model.modules()]
+    assert sum(hooks) == 0
+    with Engine(llama, EngineConfig()) as again:  # the model can be used by another engine
+        assert again.submit(GenerationRequest(prompts[0], 2)).result(30).tokens
+
+
+def test_submitting_from_many_threads(llama, prompts, settled):
+    with Engine(llama, EngineConfig(max_requests=8, max_waiting=None)) as engine:
+        alone = [engine.submit(GenerationRequest(prompt, 3)).result(60).tokens for prompt in prompts]
+        got: dict[tuple[int, int], tuple[int, ...]] = {}
+
+        def client(thread: int) -> None:
+            for i, prompt in enumerate(prompts):
+                got[thread, i] = engine.submit(GenerationRequest(prompt, 3)).result(60).tokens
+
+        threads = [threading.Thread(target=client, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(got[thread, i] == alone[i] for thread in range(6) for i in range(len(prompts)))
+        assert settled(engine)

@@ -1,0 +1,171 @@
+"""What a request gets in a full batch is what it gets alone, whatever else runs, however the library schedules it."""
+
+from __future__ import annotations
+
+import pytest
+
+from merasteer.engine import Engine, EngineConfig
+from merasteer.types import Generation, GenerationRequest, Policy, Sampling
+
+POLICIES = [None, Policy("res", 0.3), Policy("mlp", 0.2, positions="all"), Policy("ref", 0.25, layers=(0, 2)), Policy("res"),
+            Policy("mlp", strength=0.5)]  # fmt: skip
+SAMPLED = lambda i: Sampling(temperature=0.8 + 0.1 * (i % 3), top_k=40 if i % 2 else None, top_p=0.9, seed=i)  # noqa: E731
+COUNTS = ("tokens", "steered_tokens", "cells", "steered_cells")
+
+
+@pytest.fixture
+def requests(prompts):
+    return [
+        GenerationRequest(
+            prompt,
+            max_new_tokens=6 + i % 5,
+            policy=POLICIES[i % len(POLICIES)],
+            sampling=SAMPLED(i) if i % 4 == 3 else Sampling(),
+            variants=((1, 2), (3, 4, 5)) if i % 2 else None,
+            position="exact" if i % 3 == 0 else "last",
+            logprobs=i % 5 == 0,
+            trace=i % 5 == 1,
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def serve(llama, make_vectors, settled):
+    def run(requests, config, *, one_by_one=False, tamper=None) -> list[Generation]:
+        with Engine(llama, config) as engine:
+            engine.register("res", make_vectors(1, "residual"))
+            engine.register("mlp", make_vectors(2, "mlp_input", idle=(1,)))
+            engine.register("ref", make_vectors(3, "reference", idle=(3,)))
+            if tamper is not None:
+                tamper(engine)
+            if one_by_one:
+                answers = [engine.submit(request).result(120) for request in requests]
+            else:
+                answers = [future.result(120) for future in [engine.submit(request) for request in requests]]
+            assert settled(engine)
+            return answers
+
+    return run
+
+
+@pytest.fixture
+def alone(serve, requests):
+    return serve(requests, EngineConfig(max_requests=32), one_by_one=True)
+
+
+def assert_same(some: list[Generation], others: list[Generation]) -> None:
+    for i, (a, b) in enumerate(zip(some, others, strict=True)):
+        assert (a.tokens, a.text, a.finish_reason, a.prompt_tokens) == (
+            b.tokens,
+            b.text,
+            b.finish_reason,
+            b.prompt_tokens,
+        ), i
+        for name in COUNTS:
+            assert getattr(a.steering, name) == getattr(b.steering, name), (i, name)
+        assert a.steering.mean_shift == pytest.approx(b.steering.mean_shift, abs=1e-4)
+        assert a.steering.max_shift == pytest.approx(b.steering.max_shift, abs=1e-4)
+        assert (a.predicted_error is None) == (b.predicted_error is None)
+        if a.predicted_error is not None:
+            assert (a.predicted_error.layer, a.predicted_error.position) == (
+                b.predicted_error.layer,
+                b.predicted_error.position,
+            )
+            assert a.predicted_error.before == pytest.approx(b.predicted_error.before, abs=1e-4)
+            assert a.predicted_error.after == pytest.approx(b.predicted_error.after, abs=1e-4)
+        assert (a.answer is None) == (b.answer is None)
+        if a.answer is not None:
+            assert a.answer.label == b.answer.label
+            assert a.answer.probabilities == pytest.approx(b.answer.probabilities, abs=1e-4)
+        for field in ("logprobs", "trace"):
+            assert (getattr(a, field) is None) == (getattr(b, field) is None)
+        if a.logprobs is not None:
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-3)
+        for mine, theirs in zip(a.trace or (), b.trace or (), strict=True):
+            assert mine.before == pytest.approx(theirs.before, abs=1e-4)
+            assert mine.after == pytest.approx(theirs.after, abs=1e-4)
+            assert mine.shift == pytest.approx(theirs.shift, abs=1e-4)
+
+
+def test_mixed_policies_in_one_batch_equal_each_alone(serve, requests, alone):
+    assert_same(serve(requests, EngineConfig(max_requests=32)), alone)
+    moved = [a.steering.steered_cells for a in alone]
+    assert sum(count > 0 for count in moved) >= 12  # the comparison is about something
+
+
+def test_chunked_prefill(serve, requests, alone):
+    assert max(len(request.prompt) for request in requests) > 16
+    assert_same(serve(requests, EngineConfig(max_requests=16, max_batch_tokens=16)), alone)
+
+
+def test_fewer_slots_than_requests(serve, requests, alone):
+    assert_same(serve(requests, EngineConfig(max_requests=3)), alone)
+
+
+def test_eviction_recomputes_and_counts_each_position_once(serve, requests, alone):
+    restarts = []
+
+    def watch(engine):
+        on_batch = engine.on_batch
+
+        def counting(states):
+            restarts.extend(state.request_id for state in states if state._true_initial_tokens)
+            return on_batch(states)
+
+        engine.on_batch = counting
+
+    tight = EngineConfig(max_requests=16, cache_tokens=160, page_size=8)
+    assert_same(serve(requests, tight, tamper=watch), alone)
+    assert len(set(restarts)) >= 3, "the cache was not small enough to evict: the test shows nothing"
+
+
+def test_padding_is_billed_to_nobody(serve, requests, alone):
+    def pad(engine):
+        processor = engine._manager.batch_processor
+        processor.model_runner.pad_inputs = True
+        processor.cb_config.q_padding_interval_size, processor.cb_config.kv_padding_interval_size = 64, 64
+
+    assert_same(serve(requests, EngineConfig(max_requests=32, cache_tokens=2048), tamper=pad), alone)
+
+
+def test_stop_strings(serve, requests, alone, llama):
+    """Each request stops at a text that it generates anyway; the counts are those of the shorter answer."""
+    greedy = [i for i, request in enumerate(requests) if request.sampling.greedy and len(set(alone[i].tokens[:4])) == 4]
+    assert len(greedy) >= 4
+    stopping = [
+        GenerationRequest(
+            **{
+                **requests[i].__dict__,
+                "stop": (f" w{alone[i].tokens[3]}",),
+                "max_new_tokens": requests[i].max_new_tokens,
+            }
+        )
+        for i in greedy
+    ]
+    together = serve(stopping, EngineConfig(max_requests=32))
+    assert_same(together, serve(stopping, EngineConfig(max_requests=32), one_by_one=True))
+    for i, answer in zip(greedy, together, strict=True):
+        assert answer.finish_reason == "stop_sequence"
+        assert answer.tokens == alone[i].tokens[:4]
+        assert answer.text == "".join(f" w{token}" for token in alone[i].tokens[:3])
+
+
+def test_policy_off_equals_a_model_without_hooks(serve, prompts, llama, plain):
+    off = [GenerationRequest(prompt, 8, Policy("res") if i % 2 else None) for i, prompt in enumerate(prompts)]
+    answers = serve(off, EngineConfig(max_requests=32))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert list(answer.tokens) == plain(llama.model, prompt, 8, None, None).tokens
+        assert answer.steering.cells == answer.steering.tokens == 0
+
+
+def test_batch_equals_generate(serve, prompts, llama):
+    import torch
+
+    answers = serve([GenerationRequest(prompt, 8) for prompt in prompts[:6]], EngineConfig())
+    for prompt, answer in zip(prompts[:6], answers, strict=True):
+        ids = torch.tensor([prompt])
+        whole = llama.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
+        )
+        assert answer.tokens == tuple(whole[0, len(prompt) :].tolist())

@@ -1,0 +1,131 @@
+"""The seam: what the library must have, and what our rows and facts say of a batch, padding included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
+
+from merasteer.engine import Engine, EngineConfig, wrap_model
+from merasteer.engine.batching import check_seams
+from merasteer.engine.layers import ARCHITECTURES, decoder_layers, site
+from merasteer.engine.steer import COUNTS, Facts, Steering
+from merasteer.engine.tables import NEVER, SlotTable
+from merasteer.errors import InvalidInput, SeamMissing, UnsupportedModel
+from merasteer.types import GenerationRequest, Policy
+
+
+def test_the_installed_version_has_every_seam():
+    check_seams()
+
+
+def test_a_missing_seam_fails_start_up_and_is_named(llama, monkeypatch):
+    monkeypatch.delattr(ContinuousBatchingManager, "_generation_step")
+    with pytest.raises(SeamMissing, match=r"ContinuousBatchingManager\._generation_step"):
+        Engine(llama).start()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.model.modules())
+
+
+def facts(table: SlotTable) -> Facts:
+    """Three requests of 3, 1 and 2 tokens in slots 2, 1, 3, the second without a new token, padded to 9 tokens and 4 requests."""
+    return Facts(
+        {
+            "cu_seq_lens_q": torch.tensor([0, 3, 4, 6, 6], dtype=torch.int32),
+            "position_ids": torch.tensor([[0, 1, 2, 7, 4, 5, 0, 0, 0]], dtype=torch.int32),
+            "logits_indices": torch.tensor([2, 5, 0, 0], dtype=torch.int32),
+            "logits_processor_args": torch.tensor([[2, 1, 3, 0], [2, 3, 0, 0]], dtype=torch.int32),
+        },
+        table,
+    )
+
+
+def test_padding_tokens_belong_to_slot_zero():
+    table = SlotTable(5, torch.device("cpu"))
+    table.start[1:4] = torch.tensor([7, 2, 0])
+    seen = facts(table)
+    assert seen.slot.tolist() == [2, 2, 2, 1, 3, 3, 0, 0, 0]
+    assert seen.eligible.tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0]
+    table.counted[3] = 5  # positions below 5 of slot 3 are in the counts already
+    assert facts(table).counted.tolist() == [0, 0, 1, 1, 0, 1, 0, 0, 0]
+    assert int(table.start[0]) == NEVER
+
+
+def test_counts_go_to_their_own_request_and_padding_to_none(llama):
+    steering = Steering(llama.model, llama.layers, llama.width, EngineConfig(max_requests=4))
+    steering.slots.start[1:4] = torch.tensor([7, 2, 0])
+    steering._facts = facts(steering.slots)
+    steering._facts.cells = torch.tensor([9.0, 9, 1, 0, 2, 1, 9, 9, 9])
+    steering._facts.shift_sum = torch.ones(9)
+    steering._facts.shift_max = torch.tensor([8.0, 8, 3, 0, 2, 1, 8, 8, 8])
+    steering.finish(torch.randn(4, llama.vocab))
+    assert steering.report[:, :COUNTS].tolist() == [[1, 1, 1, 1, 3], [1, 0, 0, 1, 0], [2, 2, 3, 2, 2], [0, 0, 0, 0, 0]]
+    assert steering.slots.counted.tolist() == [0, 8, 3, 6, 0]
+
+
+def test_a_step_without_its_pre_hook_is_an_error(llama):
+    steering = Steering(llama.model, llama.layers, llama.width, EngineConfig())
+    with pytest.raises(RuntimeError, match="never began"):
+        steering.finish(torch.randn(1, llama.vocab))
+
+
+def test_hooks_are_gone_after_any_error(llama):
+    steering = Steering(llama.model, llama.layers, llama.width, EngineConfig())
+    with pytest.raises(ZeroDivisionError), steering.attached():
+        1 / 0  # noqa: B018
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.model.modules())
+
+
+def test_an_unknown_request_stops_the_loop_rather_than_going_unsteered(llama):
+    engine = Engine(llama)
+    with pytest.raises(KeyError):
+        engine.on_batch([type("State", (), {"request_id": "stranger"})()])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen"])
+def test_hook_sites_are_what_the_block_computes(family, request):
+    """residual is the block's output; mlp_input feeds the MLP; reference is behind post_attention_layernorm (the block's equations)."""
+    loaded = request.getfixturevalue(family)
+    block, seen = decoder_layers(loaded.model)[1], {}
+    handles = [
+        block.register_forward_hook(lambda _m, _i, out: seen.__setitem__("block", out)),
+        block.self_attn.register_forward_hook(lambda _m, _i, out: seen.__setitem__("attention", out[0])),
+        block.register_forward_pre_hook(lambda _m, args: seen.__setitem__("in", args[0])),
+        block.mlp.register_forward_hook(lambda _m, args, out: seen.update(mlp_in=args[0], mlp_out=out)),
+    ]
+    with torch.no_grad():
+        loaded.model(torch.tensor([[5, 6, 7]]))
+        middle = seen["in"] + seen["attention"]
+        assert torch.allclose(seen["mlp_in"], block.post_attention_layernorm(middle), atol=1e-6)
+        assert torch.allclose(seen["block"], middle + seen["mlp_out"], atol=1e-5)
+    for handle in handles:
+        handle.remove()
+    assert (site(loaded.model, "residual").module, site(loaded.model, "residual").side) == ("", "output")
+    assert (site(loaded.model, "mlp_input").module, site(loaded.model, "mlp_input").side) == ("mlp", "input")
+    assert (site(loaded.model, "reference").module, site(loaded.model, "reference").side) == (
+        "post_attention_layernorm",
+        "output",
+    )
+
+
+def test_unknown_architectures_are_refused():
+    class StableLmForCausalLM(nn.Module):
+        pass
+
+    with pytest.raises(
+        UnsupportedModel, match="StableLmForCausalLM is not in the hook table; use one of LlamaForCausalLM"
+    ):
+        wrap_model(StableLmForCausalLM(), None, "x")
+    assert set(ARCHITECTURES) == {"LlamaForCausalLM", "Qwen2ForCausalLM"}
+
+
+def test_vectors_of_another_width_are_refused(llama, make_vectors):
+    v = make_vectors(1, "residual")
+    with Engine(llama) as engine:
+        narrow = type(v)("residual", v.weight[:, :10], v.bias, v.step[:, :10], 0)
+        with pytest.raises(InvalidInput, match=r"does not fit the model's \(4, 48\)"):
+            engine.register("narrow", narrow)
+        engine.register("v", v)
+        with pytest.raises(InvalidInput, match="registered already"):
+            engine.register("v", v)
+        assert engine.submit(GenerationRequest((1, 2, 3), 1, Policy("v", 0.5))).result(30).predicted_error is not None

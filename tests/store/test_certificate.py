@@ -1,0 +1,83 @@
+from typing import Any
+
+import pytest
+
+from merasteer.errors import BadArtifact
+from merasteer.store.certificate import agree, certificate_of, validate
+
+
+def _abstain(calibration: dict[str, Any]) -> None:
+    calibration.update(decision="abstained", reason="uncertified", chosen=None)
+
+
+def test_extra_keys_may_stand_and_an_abstention_is_valid(parts: Any) -> None:
+    assert validate(parts.calibration)["alpha_grid"]
+    _abstain(parts.calibration)
+    validate(parts.calibration)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"chosen": "logit_bias"}, "certified without being among the tested"),
+        ({"chosen": "nobody"}, "not among the candidates"),
+        ({"chosen": None}, "certified without"),
+        ({"tested": []}, "certified without"),
+        ({"reason": "uncertified"}, "reason"),
+        ({"decision": "abstained"}, "reason"),
+        ({"decision": "abstained", "reason": "bored"}, "reason"),
+        ({"decision": "perhaps"}, "decision"),
+        ({"delta": 0}, "delta"),
+        ({"chances": 0}, "chances"),
+        ({"epsilon": "0"}, "epsilon"),
+        ({"test": None}, "test"),
+        ({"candidates": {}}, "candidates"),
+        ({"candidates": []}, "not among the candidates"),
+    ],
+)
+def test_a_wrong_key_is_refused_by_name(parts: Any, change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadArtifact, match=reason):
+        validate({**parts.calibration, **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("gained", 245), ("lost", -1), ("p_value", 1.5), ("gain", 2), ("lower_bound", None), ("n", "250")],
+)
+def test_a_wrong_count_is_refused_by_name(parts: Any, name: str, value: object) -> None:
+    parts.calibration["tested"][0][name] = value
+    with pytest.raises(BadArtifact, match=r"tested\[0\]\." + ("gained" if name == "n" else name) + "|n:"):
+        validate(parts.calibration)
+
+
+def test_a_certified_manifest_serves_exactly_what_was_certified(parts: Any) -> None:
+    agree(parts.manifest, parts.calibration)
+    for name, value in (("alpha", 0.31), ("direction", "euclidean"), ("hook_point", "mlp_input")):
+        changed = {**parts.manifest, "steering": {**parts.manifest["steering"], name: value}}
+        with pytest.raises(BadArtifact, match=rf"steering\.{name}"):
+            agree(changed, parts.calibration)  # type: ignore[arg-type]
+
+
+def test_a_certificate_needs_a_p_value_at_its_level(parts: Any) -> None:
+    parts.calibration["tested"][0]["p_value"] = 0.03
+    agree(parts.manifest, parts.calibration)
+    parts.calibration["chances"] = 2
+    with pytest.raises(BadArtifact, match=r"p_value: 0\.03 is above the level 0\.025"):
+        agree(parts.manifest, parts.calibration)
+
+
+def test_certified_without_a_certificate_is_refused(parts: Any) -> None:
+    _abstain(parts.calibration)
+    with pytest.raises(BadArtifact, match="certified: true, yet"):
+        agree(parts.manifest, parts.calibration)
+    agree({**parts.manifest, "certified": False}, parts.calibration)  # type: ignore[arg-type]
+
+
+def test_the_certificate_is_that_of_the_candidate_tested(parts: Any) -> None:
+    found = certificate_of(parts.calibration)
+    assert found is not None
+    assert found["gain"] == 0.12
+    assert (found["test"], found["n"], found["candidates"], found["chances"]) == ("mcnemar", 250, 2, 1)
+    _abstain(parts.calibration)
+    assert certificate_of(parts.calibration) == found
+    assert certificate_of({**parts.calibration, "tested": []}) is None
