@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import time
+import traceback
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -48,7 +49,9 @@ class Requests:
         except Exception as error:  # noqa: BLE001 - every request ends in an answer
             known = foreign(error)
             if known.status >= 500:
-                failures.error("request_id=%s code=%s", json.dumps(exchange.id), known.code, exc_info=error)
+                where = "".join(traceback.format_tb(error.__traceback__))  # the message may hold what the caller sent
+                name = type(error).__name__
+                failures.error("request_id=%s code=%s %s\n%s", json.dumps(exchange.id), known.code, name, where)
             if exchange.status is None:
                 await error_response(known)(scope, receive, exchange.send)
         finally:

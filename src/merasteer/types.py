@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -166,7 +167,7 @@ class SteeringVectors:
         if not 0 <= self.report_layer < layers:
             raise InvalidInput(f"steering vectors: report_layer {self.report_layer} is outside 0..{layers - 1}")
 
-    @property
+    @cached_property
     def active_layers(self) -> tuple[int, ...]:
         """Layers whose readout is not zero."""
         return tuple(torch.nonzero(self.weight.abs().sum(-1) > 0).flatten().tolist())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from merasteer.engine import LoadedModel, load_model
+from merasteer.pipeline import Options, Report, run
 
 WORDS = [f"{kind}{i}" for kind in "gb" for i in range(8)]
 VOCABULARY = ["[UNK]", "A", "B", "?", "yes", "no", *WORDS]
@@ -20,6 +23,17 @@ TEMPLATE = "{desk} {text} ?"
 
 Row = dict[str, str]
 MakeTask = Callable[..., Path]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that went through: its inputs, its store and its report."""
+
+    task: Path
+    store: Path
+    file: Path
+    options: Options
+    report: Report
 
 
 def rows(n: int, seed: int, desk_b: float = 0.35) -> list[Row]:
@@ -76,30 +90,41 @@ def loaded(model_folder: Path) -> LoadedModel:
     return load_model(model_folder, device="cpu")
 
 
+def write_task(
+    folder: Path,
+    name: str = "desks",
+    train: int = 300,
+    calibration: int = 120,
+    test: int = 100,
+    relabel: Callable[[Row], str] | None = None,
+    n: int | None = None,
+) -> Path:
+    """A task file and its rows; `relabel` gives a row another label, `n` another number of rows than the splits need."""
+    found = rows(n or train + calibration + test, 2)
+    if relabel is not None:
+        found = [{**row, "label": relabel(row)} for row in found]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    file = folder / f"{name}.toml"
+    file.write_text(
+        f'name = "{name}"\nlabels = ["yes", "no"]\n[variants]\nyes = ["yes"]\nno = ["no"]\n'
+        f'[prompt]\ntemplate = "{TEMPLATE}"\n[data]\npath = "{name}.jsonl"\n'
+        f"[splits]\ntrain = {train}\ncalibration = {calibration}\ntest = {test}\n",
+        encoding="utf-8",
+    )
+    return file
+
+
 @pytest.fixture
 def make_task(tmp_path: Path) -> MakeTask:
-    """Writes a task file and its rows; `relabel` changes a row's label."""
+    """`write_task` into the test's own folder."""
+    return partial(write_task, tmp_path)
 
-    def make(
-        name: str = "desks",
-        train: int = 300,
-        calibration: int = 120,
-        test: int = 100,
-        desk_b: float = 0.35,
-        relabel: Callable[[Row], str] | None = None,
-        n: int | None = None,
-    ) -> Path:
-        found = rows(n or train + calibration + test, 2, desk_b)
-        if relabel is not None:
-            found = [{**row, "label": relabel(row)} for row in found]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
-        file = tmp_path / f"{name}.toml"
-        file.write_text(
-            f'name = "{name}"\nlabels = ["yes", "no"]\n[variants]\nyes = ["yes"]\nno = ["no"]\n'
-            f'[prompt]\ntemplate = "{TEMPLATE}"\n[data]\npath = "{name}.jsonl"\n'
-            f"[splits]\ntrain = {train}\ncalibration = {calibration}\ntest = {test}\n",
-            encoding="utf-8",
-        )
-        return file
 
-    return make
+@pytest.fixture(scope="session")
+def finished(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run that went through. Its store is shared: add nothing that another test would see."""
+    folder = tmp_path_factory.mktemp("finished")
+    options, task = Options(ordering=100), write_task(folder)
+    report = run(loaded, task, folder / "store", options, report=folder / "report.json")
+    assert report is not None
+    return Finished(task, folder / "store", folder / "report.json", options, report)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from merasteer import store as artifacts
 from merasteer.engine import LoadedModel
+from merasteer.engine.layers import family_of
 from merasteer.errors import BadSplits, InvalidInput
 from merasteer.pipeline import Options, run
 
@@ -21,12 +23,10 @@ KEYS = {
 FEW = Options(ordering=100)
 
 
-def test_a_planted_failure_is_repaired_certified_and_published(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
-    store, file = tmp_path / "store", tmp_path / "report.json"
-    report = run(loaded, make_task(), store, FEW, report=file)
-    assert report is not None
+def test_a_planted_failure_is_repaired_and_certified(finished) -> None:
+    report = finished.report
     assert set(report) == KEYS
-    assert json.loads(file.read_text()) == report
+    assert json.loads(finished.file.read_text()) == report
     assert (report["decision"], report["reason"]) == ("certified", None)
     assert report["n"] == {"train": 300, "calibration": 120, "test": 100}
     accuracy = report["accuracy"]
@@ -40,31 +40,30 @@ def test_a_planted_failure_is_repaired_certified_and_published(loaded: LoadedMod
     assert report["certificate"]["candidates"] == 60
     assert set(report["seconds"]) == {"collect", "fit", "calibrate", "evaluate"}
 
-    [entry] = artifacts.scan([store])
+
+def test_the_published_artifact_is_the_reported_one(finished, loaded: LoadedModel) -> None:
+    [entry] = artifacts.scan([finished.store])
     assert entry.artifact is not None
-    assert entry.digest == report["artifact"]
+    assert entry.digest == finished.report["artifact"]
     assert entry.artifact.certified
-    assert entry.artifact.alpha == report["alpha"]
-    assert artifacts.default_entry([entry], [store], artifacts.model_slug(loaded.id), "desks") is entry
+    assert entry.artifact.alpha == finished.report["alpha"]
+    assert entry.artifact.contrastive is not None
+    assert entry.artifact.label_bias is not None
+    assert artifacts.default_entry([entry], [finished.store], artifacts.model_slug(loaded.id), "desks") is entry
 
 
-def test_equal_inputs_give_equal_digests_and_finished_stages_are_not_run_again(
-    loaded: LoadedModel, make_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = make_task()
-    first = run(loaded, task, tmp_path / "one", FEW)
-    second = run(loaded, task, tmp_path / "two", FEW)
-    assert first is not None
-    assert second is not None
-    assert first["artifact"] == second["artifact"]
-    assert {**first, "seconds": None} == {**second, "seconds": None}
-    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+def test_equal_inputs_give_equal_files(finished, loaded: LoadedModel, tmp_path: Path) -> None:
+    again = run(loaded, finished.task, tmp_path / "store", finished.options)
+    assert again is not None
+    assert {**again, "seconds": None} == {**finished.report, "seconds": None}
+    assert tree(tmp_path / "store") == tree(finished.store)
 
+
+def test_finished_stages_are_not_run_again(finished, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("merasteer.engine.Engine.start", lambda self: pytest.fail("a finished stage was run again"))
-    assert run(loaded, task, tmp_path / "one", FEW) == first
-    other = Options(ordering=100, seed=1)
+    assert run(loaded, finished.task, finished.store, finished.options) == finished.report
     with pytest.raises(pytest.fail.Exception, match="run again"):
-        run(loaded, task, tmp_path / "one", other)
+        run(loaded, finished.task, finished.store, Options(ordering=100, seed=1))
 
 
 def test_random_labels_abstain(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
@@ -95,17 +94,16 @@ def test_one_class_alone_is_no_probe_and_publishes_nothing(loaded: LoadedModel, 
     assert artifacts.scan([tmp_path / "store"]) == []
 
 
-def test_stages_one_by_one_are_the_run(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
-    task, store = make_task(), tmp_path / "store"
+def test_stages_one_by_one_are_the_run(loaded: LoadedModel, finished, tmp_path: Path) -> None:
+    store = tmp_path / "store"
     for stage in ("collect", "fit", "calibrate"):
-        assert run(loaded, task, store, FEW, until=stage) is None
-    unpublished = run(loaded, task, store, FEW, until="evaluate")
+        assert run(loaded, finished.task, store, finished.options, until=stage) is None
+    unpublished = run(loaded, finished.task, store, finished.options, until="evaluate")
     assert unpublished is not None
     assert unpublished["artifact"] is None
     assert artifacts.scan([store]) == []
-    whole = run(loaded, task, store, FEW)
-    assert whole is not None
-    assert whole == {**unpublished, "artifact": whole["artifact"]}
+    whole = run(loaded, finished.task, store, finished.options)
+    assert whole == {**unpublished, "artifact": finished.report["artifact"]}
 
 
 @pytest.mark.parametrize(("rows", "train"), [(30, 300), (None, 39)])
@@ -126,6 +124,21 @@ def test_bad_options_and_hook_points_are_refused(loaded: LoadedModel, make_task,
             Options(**wrong)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="until"):
         run(loaded, make_task(), tmp_path / "store", FEW, until="everything")  # type: ignore[arg-type]
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_hook_point_that_the_architecture_lacks_is_refused(
+    loaded: LoadedModel, make_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = {"residual": family_of(loaded.model).sites["residual"]}
+    monkeypatch.setattr("merasteer.pipeline.job.family_of", lambda model: replace(family_of(model), sites=sites))
+    with pytest.raises(InvalidInput, match=r"hook_points.*mlp_input.*use residual"):
+        run(loaded, make_task(), tmp_path / "store", FEW)
+
+
+def test_a_model_without_a_folder_cannot_be_named(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="save it first"):
+        run(replace(loaded, folder=None), make_task(), tmp_path / "store", FEW)
 
 
 def tree(store: Path) -> dict[str, str]:

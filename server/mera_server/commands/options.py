@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["Config", "Store", "all_options", "identity_of", "option", "show", "stores", "table"]
 
 
-def option(name: str, about: str) -> Any:
-    """A typer option that `MERA_<NAME>` sets too."""
-    return typer.Option(
-        name, envvar=PREFIX + name.removeprefix("--").replace("-", "_").upper(), help=about, show_envvar=False
-    )
+def option(name: str, about: str, *also: str) -> Any:
+    """A typer option that `MERA_<NAME>` sets too, and the variables of the names in `also`."""
+    variables = [PREFIX + flag.removeprefix("--").replace("-", "_").upper() for flag in (name, *also)]
+    return typer.Option(name, envvar=variables, help=about, show_envvar=False)
 
 
 def all_options(command: Any) -> Iterator[str]:

@@ -1,0 +1,56 @@
+"""Plain values to plan with: a catalog of three tasks, one certified, one not, one without an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from mera_server.catalog import Catalog, Certificate, Probe
+from mera_server.resolve import Limits, Plan, plan
+from mera_server.schemas import GenerateBody
+
+from merasteer.errors import BadTask
+from merasteer.store import Entry
+from merasteer.types import ServedTask
+
+MakePlan = Callable[..., Plan]
+
+LABELS = ("ham", "spam")
+CERTIFICATE = Certificate("mcnemar", 0.12, 0.05, 0.0, 0.05, 250)
+
+
+def served(name: str, position: str = "last", max_new_tokens: int = 1) -> ServedTask:
+    return ServedTask(name, LABELS, ((1,), (2, 3)), "Say: {text} Label:", position, max_new_tokens)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def good() -> Probe:
+    """Certified, with α."""
+    return Probe("aa" * 32, served("good"), True, 0.3, (0, 2, 3), certificate=CERTIFICATE)
+
+
+@pytest.fixture
+def weak() -> Probe:
+    """Tested and not certified: no α."""
+    return Probe(
+        "bb" * 32, served("weak"), False, None, (1, 2), certificate=CERTIFICATE, baselines=frozenset({"additive"})
+    )
+
+
+@pytest.fixture
+def catalog(good: Probe, weak: Probe) -> Catalog:
+    probes = {probe.digest: probe for probe in (good, weak)}
+    tasks = {name: served(name) for name in ("good", "weak", "bare")}
+    entries = [Entry(None, p.task.name, d, "loaded", None, None) for d, p in probes.items()]  # type: ignore[arg-type]
+    return Catalog(4, {**tasks, "broken": BadTask("no such token")}, probes, {"good": good, "weak": weak}, entries)
+
+
+@pytest.fixture
+def make_plan(catalog: Catalog) -> MakePlan:
+    """The plan of a body, on this catalog."""
+
+    def make(body: dict[str, object] | None = None, *, catalog: Catalog = catalog, **limits: object) -> Plan:
+        asked = {"inputs": "Say: hello Label:", **(body or {})}
+        return plan(GenerateBody.model_validate(asked), catalog, Limits(**limits))  # type: ignore[arg-type]
+
+    return make

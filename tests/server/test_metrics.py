@@ -1,0 +1,85 @@
+"""Names, labels and counts, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mera_server.metrics import Metrics
+from mera_server.report import mera_object
+from mera_server.resolve import Plan
+
+from merasteer.types import Answer, Generation, PredictedError, SteeringCounts
+
+MakePlan = Callable[..., Plan]
+NAMES = {
+    "mera_requests_total", "mera_decisions_total", "mera_predicted_error", "mera_steered_tokens_total", "mera_tokens_total",
+    "mera_request_duration_seconds", "mera_time_to_first_token_seconds", "mera_inter_token_seconds", "mera_queue_seconds",
+    "mera_requests_running", "mera_requests_waiting", "mera_cache_used_ratio", "mera_probe_info", "mera_model_info",
+}  # fmt: skip
+
+
+def generation(**changes: object) -> Generation:
+    values = {
+        "tokens": (1, 2, 3), "text": "", "finish_reason": "length", "prompt_tokens": 7, "answer": Answer(0, (0.5, 0.5)),
+        "predicted_error": PredictedError(0.72, 0.3, 1, "answer"), "steering": SteeringCounts(3, 2, 9, 5),
+        "queued_at": 10.0, "started_at": 10.02, "token_times": (10.1, 10.2, 10.4),
+    }  # fmt: skip
+    return Generation(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    lines = (line.rsplit(" ", 1) for line in metrics.text().decode().splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
+
+
+def test_names() -> None:
+    described = {line.split()[2] for line in Metrics().text().decode().splitlines() if line.startswith("# TYPE")}
+    assert described == NAMES
+
+
+def test_one_generation(make_plan: MakePlan) -> None:
+    metrics = Metrics()
+    made = generation()
+    metrics.generation(made, mera_object(make_plan({"steering": {"task": "good"}}), made, str))  # type: ignore[arg-type]
+    found = samples(metrics)
+    assert found['mera_decisions_total{decision="steered",reason="",task="good"}'] == 1
+    assert found['mera_steered_tokens_total{task="good"}'] == 2
+    assert found['mera_tokens_total{kind="prompt"}'] == 7
+    assert found['mera_tokens_total{kind="generated"}'] == 3
+    assert found['mera_predicted_error_bucket{le="0.7",task="good",when="before"}'] == 0
+    assert found['mera_predicted_error_bucket{le="0.8",task="good",when="before"}'] == 1
+    assert found['mera_predicted_error_sum{task="good",when="after"}'] == 0.3
+    assert found["mera_time_to_first_token_seconds_count"] == 1
+    assert abs(found["mera_time_to_first_token_seconds_sum"] - 0.1) < 1e-9
+    assert abs(found["mera_queue_seconds_sum"] - 0.02) < 1e-9
+    assert found["mera_inter_token_seconds_count"] == 2
+    assert abs(found["mera_inter_token_seconds_sum"] - 0.3) < 1e-9
+
+
+def test_null_is_the_empty_label(make_plan: MakePlan) -> None:
+    metrics = Metrics()
+    made = generation(predicted_error=None, answer=None, steering=SteeringCounts())
+    metrics.generation(made, mera_object(make_plan({}), made, str))  # type: ignore[arg-type]
+    assert samples(metrics)['mera_decisions_total{decision="off",reason="",task=""}'] == 1
+
+
+def test_registries_are_apart() -> None:
+    one, other = Metrics(), Metrics()
+    one.request("/generate", 200, 0.1)
+    assert "mera_requests_total{" in one.text().decode()
+    assert "mera_requests_total{" not in other.text().decode()
+
+
+def test_info_and_gauges() -> None:
+    metrics = Metrics()
+    metrics.probe("good", "aa", True, 0.31)
+    metrics.probe("weak", "bb", False, None)
+    metrics.watch(lambda: 3, lambda: 4, lambda: 0.5)
+    found = samples(metrics)
+    assert found['mera_probe_info{alpha="0.31",certified="true",probe="aa",task="good"}'] == 1
+    assert found['mera_probe_info{alpha="",certified="false",probe="bb",task="weak"}'] == 1
+    assert (found["mera_requests_running"], found["mera_requests_waiting"], found["mera_cache_used_ratio"]) == (
+        3,
+        4,
+        0.5,
+    )

@@ -1,0 +1,93 @@
+"""Precedence: command line over environment over file over default; one line for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mera_server.settings import COMMANDS, Settings, read_config
+
+from merasteer.errors import InvalidInput, UnknownField
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mera.toml"
+    path.write_text('port = 1\nhost = "file"\n[serve]\nport = 2\nmax_requests = 3\n[run]\nseed = 7\n', encoding="utf-8")
+    return path
+
+
+def test_defaults() -> None:
+    settings = Settings.load()
+    assert (settings.host, settings.port, settings.model, settings.steering) == ("127.0.0.1", 8000, None, "on")
+    assert settings.store == Path("probes_store")
+    assert settings.engine_sizes == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "port"),
+    [
+        ({}, {}, 2),
+        ({}, {"MERA_PORT": "3"}, 3),
+        ({"port": "4"}, {"MERA_PORT": "3"}, 4),
+        ({"port": None}, {"MERA_PORT": "3"}, 3),
+        ({"port": None}, {"MERA_PORT": ""}, 2),
+    ],
+)
+def test_precedence(file: Path, given: dict[str, str | None], environ: dict[str, str], port: int) -> None:
+    settings = Settings.load(given, environ, file)
+    assert (settings.port, settings.host, settings.max_requests) == (port, "file", 3)
+
+
+def test_the_file_may_be_named_by_the_environment(file: Path) -> None:
+    assert Settings.load(environ={"MERA_CONFIG": str(file)}).port == 2
+
+
+def test_every_option_has_an_environment_variable() -> None:
+    environ = {f"MERA_{name.upper()}": "8" for name in Settings.model_fields}
+    environ |= {"MERA_DTYPE": "float32", "MERA_STEERING": "off", "MERA_LOG_LEVEL": "debug"}
+    assert Settings.load(environ=environ).model_dump(exclude_unset=True).keys() == Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "parts"),
+    [
+        ({"port": "many"}, {}, ["--port", "'many'", "integer"]),
+        ({"max_new_tokens_limit": "0"}, {}, ["--max-new-tokens-limit", "'0'", "greater"]),
+        ({}, {"MERA_PORT": "70000"}, ["MERA_PORT", "'70000'", "65535"]),
+        ({}, {"MERA_STEERING": "maybe"}, ["MERA_STEERING", "'maybe'", "'on' or 'off'"]),
+    ],
+)
+def test_mistakes_take_one_line(given: dict[str, str], environ: dict[str, str], parts: list[str]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Settings.load(given, environ)
+    assert "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_a_wrong_value_in_the_file_names_the_file(file: Path) -> None:
+    file.write_text("port = []\n", encoding="utf-8")
+    with pytest.raises(InvalidInput, match=r"mera\.toml: port: \[\] is not accepted"):
+        Settings.load(config=file)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("prt = 1", UnknownField, "unknown option 'prt'"),
+        ("[serv]\nport = 1", UnknownField, r"unknown table \[serv\]"),
+        ("port 1", InvalidInput, "is not TOML"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: str, error: type[Exception], message: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(error, match=message):
+        Settings.load(config=path)
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        Settings.load(config=tmp_path / "absent.toml")
+
+
+def test_another_commands_table_does_not_concern_this_one(file: Path) -> None:
+    assert read_config(file, "run", {"port", "host", "seed"}) == {"port": 1, "host": "file", "seed": 7}
+    assert "run" in COMMANDS
