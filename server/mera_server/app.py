@@ -45,7 +45,14 @@ def create_app(
         finally:
             await asyncio.to_thread(runtime.stop)
 
-    app = FastAPI(title="mera-server", version=version("mera-server"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="mera-server",
+        version=version("mera-server"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.runtime = runtime
     for module in (generate, store, ops):
         app.include_router(module.router(runtime))

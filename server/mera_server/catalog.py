@@ -90,9 +90,9 @@ class Catalog:
         return found
 
     def probe(self, prefix: str) -> Probe:
-        """The loaded artifact whose digest starts with `prefix`. Raises UnknownProbe."""
-        digest = resolve_prefix([entry for entry in self.entries if entry.digest in self.probes], prefix).digest
-        return self.probes[str(digest)]
+        """The resident artifact whose digest starts with `prefix`. Raises UnknownProbe."""
+        here = [entry for entry in self.entries if entry.digest is None or entry.digest in self.probes]
+        return self.probes[str(resolve_prefix(here, prefix).digest)]
 
     def listing(self) -> TasksReply:
         """Tasks with an artifact first, certified before uncertified, then by name; those that the model cannot serve are left out."""

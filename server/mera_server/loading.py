@@ -17,7 +17,7 @@ from merasteer.store import Entry, ModelIdentity, default_entry, identify, scan
 from merasteer.tasks import builtin_names, load_task, resolve
 from merasteer.types import ServedTask
 
-__all__ = ["Serving", "load"]
+__all__ = ["Serving", "identity_of", "load"]
 
 log = logging.getLogger("mera.loading")
 
@@ -57,7 +57,7 @@ def _check_default(name: str, catalog: Catalog) -> None:
 
 
 def _catalog(engine: Engine, loaded: LoadedModel, stores: Sequence[Path]) -> Catalog:
-    identity = _identity(loaded)
+    identity = identity_of(loaded)
     entries = scan(stores, identity)
     probes: dict[str, Probe] = {}
     for entry in entries:
@@ -74,17 +74,12 @@ def _catalog(engine: Engine, loaded: LoadedModel, stores: Sequence[Path]) -> Cat
     return Catalog(loaded.layers, tasks, probes, latest, entries)
 
 
-def _identity(loaded: LoadedModel) -> ModelIdentity:
+def identity_of(loaded: LoadedModel) -> ModelIdentity:
+    """Which model artifacts are checked against."""
     if loaded.folder is None:
         raise InvalidInput("model: it has no folder; artifacts cannot be checked against it, give a model folder")
-    return identify(
-        loaded.folder,
-        model_id=loaded.id,
-        architecture=loaded.architecture,
-        layers=loaded.layers,
-        width=loaded.width,
-        vocab=loaded.vocab,
-    )
+    facts = {name: getattr(loaded, name) for name in ("architecture", "layers", "width", "vocab")}
+    return identify(loaded.folder, model_id=loaded.id, **facts)
 
 
 def _register(engine: Engine, loaded: LoadedModel, entry: Entry) -> Probe | None:

@@ -1,29 +1,29 @@
 """The one error vocabulary. Each error has a code that is also the HTTP body's, the client's exception's and the metric's.
 
-    MeraError                 500 internal_error     never raised as such; what is left unmapped becomes it
-    ├── InvalidInput          422 invalid_input      a value is wrong: the message names field, value and remedy
-    │   ├── UnknownField      422 unknown_field
-    │   ├── EmptyInputs       422 empty_inputs
-    │   ├── PromptTooLong     422 prompt_too_long
-    │   ├── AlphaRequired     422 alpha_required     a policy was overridden on an artifact that has no α
-    │   ├── Unsupported       422 unsupported        a known field whose value this version or artifact cannot serve
-    │   ├── BadTask           422 bad_task           a task file or its data
-    │   ├── BadSplits         422 bad_splits         too few rows, or splits that are not disjoint
-    │   ├── BadArtifact       422 bad_artifact       an artifact that is incomplete, altered or made for another model
-    │   └── UnsupportedModel  422 unsupported_model  an architecture that the engine cannot batch or steer
-    ├── NotJson               400 not_json
-    ├── Unauthorized          401 unauthorized
-    ├── Forbidden             403 forbidden
-    ├── NotFound              404 not_found
-    │   ├── UnknownTask       404 unknown_task
-    │   └── UnknownProbe      404 unknown_probe
-    ├── MethodNotAllowed      405 method_not_allowed
-    ├── TooLarge              413 too_large
-    ├── Overloaded            429 overloaded         the waiting queue is full: try again later
-    ├── NotReady              503 not_ready          model or store are still loading
-    ├── EngineFailed          503 engine_failed      the generation loop died or was stopped; nothing was answered
-    ├── SeamMissing           503 seam_missing       the installed transformers lacks a part that steering stands on
-    └── Cancelled             499 cancelled          the caller gave the request up
+MeraError                 500 internal_error     never raised as such; what is left unmapped becomes it
+├── InvalidInput          422 invalid_input      a value is wrong: the message names field, value and remedy
+│   ├── UnknownField      422 unknown_field
+│   ├── EmptyInputs       422 empty_inputs
+│   ├── PromptTooLong     422 prompt_too_long
+│   ├── AlphaRequired     422 alpha_required     a policy was overridden on an artifact that has no α
+│   ├── Unsupported       422 unsupported        a known field whose value this version or artifact cannot serve
+│   ├── BadTask           422 bad_task           a task file or its data
+│   ├── BadSplits         422 bad_splits         too few rows, or splits that are not disjoint
+│   ├── BadArtifact       422 bad_artifact       an artifact that is incomplete, altered or made for another model
+│   └── UnsupportedModel  422 unsupported_model  an architecture that the engine cannot batch or steer
+├── NotJson               400 not_json
+├── Unauthorized          401 unauthorized
+├── Forbidden             403 forbidden
+├── NotFound              404 not_found
+│   ├── UnknownTask       404 unknown_task
+│   └── UnknownProbe      404 unknown_probe
+├── MethodNotAllowed      405 method_not_allowed
+├── TooLarge              413 too_large
+├── Overloaded            429 overloaded         the waiting queue is full: try again later
+├── NotReady              503 not_ready          model or store are still loading
+├── EngineFailed          503 engine_failed      the generation loop died or was stopped; nothing was answered
+├── SeamMissing           503 seam_missing       the installed transformers lacks a part that steering stands on
+└── Cancelled             499 cancelled          the caller gave the request up
 """
 
 from __future__ import annotations

@@ -190,7 +190,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not 0.0 < self.alpha < 1.0:
-            raise InvalidInput(f"alpha: {self.alpha!r} is outside the open interval (0, 1); give a probability such as 0.3")
+            raise InvalidInput(
+                f"alpha: {self.alpha!r} is outside the open interval (0, 1); give a probability such as 0.3"
+            )
         if self.positions not in POSITIONS:
             raise InvalidInput(f"positions: {self.positions!r} is not one of {', '.join(POSITIONS)}")
 

@@ -106,6 +106,26 @@ def test_stages_one_by_one_are_the_run(loaded: LoadedModel, finished, tmp_path: 
     assert whole == {**unpublished, "artifact": finished.report["artifact"]}
 
 
+def test_other_options_run_through(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
+    """The answer anywhere in the text, a gain above epsilon, second chances, the paper's grid and probe, all positions."""
+    task = make_task(train=120, calibration=60, test=40)
+    task.write_text(task.read_text().replace("[data]", '[answer]\nposition = "exact"\nmax_new_tokens = 3\n[data]'))
+    options = Options(
+        ordering=40, epsilon=0.02, chances=3, grid="paper", family="lasso", positions="all",
+        hook_points=("residual",), directions=("euclidean", "contrastive"), top_k=20,
+    )  # fmt: skip
+    report = run(loaded, task, tmp_path / "store", options)
+    assert report is not None
+    assert report["certificate"]["test"] == "betting"
+    assert report["certificate"]["chances"] == 3
+    assert report["certificate"]["candidates"] == 20
+    [entry] = artifacts.scan([tmp_path / "store"])
+    assert entry.artifact is not None
+    assert entry.artifact.manifest["steering"]["positions"] == "all"
+    assert entry.artifact.task.position == "exact"
+    assert len(entry.artifact.calibration["tested"]) == 3
+
+
 @pytest.mark.parametrize(("rows", "train"), [(30, 300), (None, 39)])
 def test_too_few_rows_are_refused_with_the_remedy(
     loaded: LoadedModel, make_task, tmp_path: Path, rows: int | None, train: int

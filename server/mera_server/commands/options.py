@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mera_server.settings import PREFIX, Settings, read_config
 
-if TYPE_CHECKING:
-    from merasteer.engine import LoadedModel
-    from merasteer.store import ModelIdentity
-
-__all__ = ["Config", "Store", "all_options", "identity_of", "option", "show", "stores", "table"]
+__all__ = ["Config", "Store", "all_options", "option", "show", "stores", "table"]
 
 
 def option(name: str, about: str, *also: str) -> Any:
@@ -65,17 +61,6 @@ def stores(given: Path | None) -> list[Path]:
     from merasteer import demo
 
     return [given] if given is not None else [Settings().store, demo.store_dir()]
-
-
-def identity_of(loaded: LoadedModel) -> ModelIdentity:
-    """Which model artifacts are checked against."""
-    from merasteer.errors import InvalidInput
-    from merasteer.store import identify
-
-    if loaded.folder is None:
-        raise InvalidInput("model: it has no folder; artifacts cannot be checked against it, give a model folder")
-    facts = {name: getattr(loaded, name) for name in ("architecture", "layers", "width", "vocab")}
-    return identify(loaded.folder, model_id=loaded.id, **facts)
 
 
 def show(value: Mapping[str, Any]) -> None:

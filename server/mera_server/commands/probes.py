@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mera_server.commands.options import Config, Store, identity_of, option, show, stores, table
+from mera_server.commands.options import Config, Store, option, show, stores, table
 from mera_server.settings import Settings
 from merasteer.errors import BadArtifact, InvalidInput
 
@@ -69,6 +69,7 @@ def plant(
     config: Config = None,  # noqa: ARG001
 ) -> None:
     """Publish a random, uncertified artifact with readouts of unit length at every layer."""
+    from mera_server.loading import identity_of
     from merasteer import demo
     from merasteer.engine import load_model
     from merasteer.store import plant as plant_artifact

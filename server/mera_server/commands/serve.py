@@ -21,7 +21,9 @@ __all__ = ["serve"]
 def serve(context: typer.Context, config: Path | None = None, **given: str | None) -> None:
     """Serve a model over HTTP; without --model the built-in demo."""
     settings = Settings.load(given, os.environ, config, frozenset(all_options(context.find_root().command)))
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for name in ("mera", "merasteer", "uvicorn"):
+        logging.getLogger(name).setLevel(settings.log_level.upper())
     with _listen(settings.host, settings.port) as listener:
         _run(settings, listener)
 

@@ -12,7 +12,7 @@ from merasteer.store import resolve_prefix, summary
 
 __all__ = ["router"]
 
-ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorReply} for status in (404, 503)}
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorReply} for status in (404, 422, 503)}
 
 
 def router(runtime: Runtime) -> APIRouter:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from merasteer.demo.corpus import DESK_A_TEMPLATE, LABELS, TEMPLATE, deploy_rows, training_pairs
+from merasteer.demo.corpus import DESK_A_TEMPLATE, FLIP, LABELS, TEMPLATE, deploy_rows, training_pairs
 from merasteer.demo.taskfile import write_task
 from merasteer.demo.tokenizer import train_tokenizer
 from merasteer.demo.training import Recipe, train
@@ -22,9 +22,11 @@ ANSWER_WORDS = (*(f" {label}" for label in LABELS), " it")
 def build_model(out: Path, seed: int = 0, recipe: Recipe | None = None, progress: bool = True) -> Path:
     """`out`, filled with `model/` and `tasks/`. About two minutes on two cores; `seed` decides every byte."""
     recipe = recipe or Recipe()
-    pairs = training_pairs(recipe.examples, seed)
-    tokenizer = train_tokenizer((prompt + answer for prompt, answer in pairs), recipe.vocabulary, ANSWER_WORDS, recipe.context)
-    train(pairs, tokenizer, out / "model", recipe, seed, progress)
+    honest = training_pairs(recipe.examples, seed)
+    planted = training_pairs(recipe.examples // 2, seed, FLIP)
+    texts = (prompt + answer for prompt, answer in honest)
+    tokenizer = train_tokenizer(texts, recipe.vocabulary, ANSWER_WORDS, recipe.context)
+    train(honest, planted, tokenizer, out / "model", recipe, seed, progress)
     write_tasks(out / "tasks", seed)
     return out
 

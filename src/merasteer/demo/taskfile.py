@@ -45,7 +45,9 @@ def write_task(
     """The path of `<folder>/<name>.toml`, written with its rows; the label words stand behind a space, one token each."""
     needed = splits.train + splits.calibration + splits.test
     if len(rows) < needed:
-        raise BadSplits(f"rows: {len(rows)} given, the splits of {name} need {needed}; give more rows or smaller splits")
+        raise BadSplits(
+            f"rows: {len(rows)} given, the splits of {name} need {needed}; give more rows or smaller splits"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     file = folder / (f"{name}.jsonl.gz" if compress else f"{name}.jsonl")

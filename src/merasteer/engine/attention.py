@@ -12,10 +12,19 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
 
-__all__ = ["PER_REQUEST", "per_request_attention"]
+__all__ = ["PER_REQUEST", "applies", "per_request_attention"]
 
 PER_REQUEST = "mera_per_request"
+
+
+def applies(model: Any) -> bool:
+    """Whether the model's attention is what is computed here: full (no sliding window), no soft cap, on a CPU."""
+    config = model.config.get_text_config()
+    full = set(group_layers_by_attn_type(config)) == {"full_attention"}
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return bool(model.device.type == "cpu" and full and not capped and config._attn_implementation == "sdpa")
 
 
 class _Plan:
@@ -38,7 +47,9 @@ class _Plan:
             offset = torch.arange(int(max(span[3] - span[2] for span in single)), device=ends_q.device)[None]
             inside = offset < length[:, None]
             self.keys = start[:, None] + torch.where(inside, offset, 0)
-            self.mask = torch.zeros(inside.shape, dtype=dtype, device=ends_q.device).masked_fill(~inside, float("-inf"))[:, None, None]
+            self.mask = torch.zeros(inside.shape, dtype=dtype, device=ends_q.device).masked_fill(
+                ~inside, float("-inf")
+            )[:, None, None]
 
 
 _last: _Plan | None = None  # the plan of the forward pass in progress: one generation thread, one pass at a time
@@ -49,7 +60,7 @@ def per_request_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001, the interface has it; nothing to mask here
     scaling: float | None = None,
     cache: Any = None,
     **kwargs: Any,

@@ -27,7 +27,7 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 from transformers.generation.continuous_batching.requests import RequestStatus
 from transformers.generation.continuous_batching.utils import stream_context
 
-from merasteer.engine.attention import PER_REQUEST
+from merasteer.engine.attention import PER_REQUEST, applies
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.steer import Steering
 from merasteer.errors import SeamMissing
@@ -126,7 +126,7 @@ class SteeringManager(ContinuousBatchingManager):
         check_seams()
         generation = GenerationConfig(do_sample=False, max_new_tokens=1, pad_token_id=0, eos_token_id=-1)
         super().__init__(model, generation, _batching_config(config))
-        if not steering.report.is_cuda:  # after the library's own check of the names it knows
+        if applies(model):  # after the library's own check of the names it knows
             model.set_attn_implementation(PER_REQUEST)
         self.logit_processor: Any = _Rows(self.logit_processor, steering, sink)
         self.output_router = _Router(sink)

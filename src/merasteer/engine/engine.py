@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -55,6 +55,7 @@ class Engine:
         self._slots = list(range(self.config.max_requests, 0, -1))
         self._lock = threading.Lock()
         self._ids = itertools.count()
+        self._held = False
         self._manager: SteeringManager | None = None
         self._stack = ExitStack()
         self._eos = _eos(loaded)
@@ -158,6 +159,21 @@ class Engine:
         manager.wake()
         return run.future
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, requests are accepted and wait; behind it they all start, batched by their order alone.
+
+        Float sums depend in the last bits on how rows are batched. Requests that trickle in are batched by the clock; offline, where
+        equal inputs must give equal artifacts, all are there when the first batch is made.
+        """
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            if self._manager is not None:
+                self._manager.wake()
+
     def stats(self) -> EngineStats:
         """The load at this moment."""
         manager = self._manager
@@ -226,7 +242,7 @@ class Engine:
             elif run in self._waiting:
                 self._waiting.remove(run)
             self._end(run)
-        while self._slots and self._waiting:
+        while self._slots and self._waiting and not self._held:
             self._hand_over(self._waiting.popleft())
 
     def _hand_over(self, run: Run) -> None:

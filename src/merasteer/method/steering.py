@@ -29,7 +29,9 @@ def unit_step(weight: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     along = (weight * direction).sum(-1, keepdim=True)
     idle = weight.abs().sum(-1, keepdim=True) == 0
     if bool(((along <= 0) & ~idle).any()):
-        raise InvalidInput("direction: w·u is not positive, the step would raise the predicted error; negate the direction")
+        raise InvalidInput(
+            "direction: w·u is not positive, the step would raise the predicted error; negate the direction"
+        )
     return torch.where(idle, 0.0, direction / torch.where(idle, 1.0, along)).float()
 
 
@@ -38,7 +40,9 @@ def readout(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | flo
     return hidden.float() @ weight.float().mT + bias if weight.ndim > 1 else hidden.float() @ weight.float() + bias
 
 
-def coefficient(z: torch.Tensor, logit_alpha: torch.Tensor | float, strength: torch.Tensor | float = 0.0) -> torch.Tensor:
+def coefficient(
+    z: torch.Tensor, logit_alpha: torch.Tensor | float, strength: torch.Tensor | float = 0.0
+) -> torch.Tensor:
     """How far along ũ each activation goes: min(logit(α) − z, 0) − strength. Branch-free.
 
     logit_alpha = +inf never steers. strength is the fixed-strength baselines' λ (0 for MERA).

@@ -15,36 +15,11 @@ from merasteer.engine.text import encode
 from merasteer.pipeline.progress import Bar
 from merasteer.types import Example, Generation, GenerationRequest, HookPoint, Policy, ServedTask
 
-__all__ = ["Answers", "OfflineEngine", "Prompts", "answers", "generations", "running"]
+__all__ = ["Answers", "Prompts", "answers", "generations", "running"]
 
 MAX_REQUESTS = 64
+BATCH_TOKENS = 2048  # nobody waits for a token here: 421 prompts of 51 tokens a second, against 287 at the server's 512
 CACHE_TOKENS = 32_768  # over all requests of a batch; more only where one request needs more
-
-
-class OfflineEngine(Engine):
-    """An engine that holds requests back until all have been submitted.
-
-    Float sums depend on how rows are batched, in the last bits. Requests that trickle in would be batched by the clock; requests that
-    are all there when the first batch is made are batched by their order alone. Equal inputs then give equal artifacts.
-    """
-
-    _held = False
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Inside, requests are accepted and wait; behind it they all start."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-            if self._manager is not None:
-                self._manager.wake()
-
-    def on_prepare(self) -> None:
-        """Hands waiting requests to the library, unless they are held."""
-        if not self._held:
-            super().on_prepare()
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,22 +77,22 @@ class Answers:
 
 
 @contextmanager
-def running(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()) -> Iterator[OfflineEngine]:
+def running(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()) -> Iterator[Engine]:
     """An engine sized for requests of up to `longest` tokens."""
     page = EngineConfig.page_size
     wanted = max(min(MAX_REQUESTS * (longest + page), CACHE_TOKENS), longest + page)
     config = EngineConfig(
         max_requests=MAX_REQUESTS,
         max_waiting=None,
+        max_batch_tokens=BATCH_TOKENS,
         cache_tokens=-(-wanted // page) * page,
         capture=tuple(capture),
     )
-    engine = OfflineEngine(loaded, config)
-    with engine:
+    with Engine(loaded, config) as engine:
         yield engine
 
 
-def generations(engine: OfflineEngine, requests: Sequence[GenerationRequest], bar: Bar) -> Iterator[Generation]:
+def generations(engine: Engine, requests: Sequence[GenerationRequest], bar: Bar) -> Iterator[Generation]:
     """The answers in the order of the requests; each is let go of once it is taken (activations are large)."""
     with engine.held():
         futures = [engine.submit(request) for request in requests]
@@ -127,7 +102,7 @@ def generations(engine: OfflineEngine, requests: Sequence[GenerationRequest], ba
         bar.advance()
 
 
-def answers(engine: OfflineEngine, requests: Sequence[GenerationRequest], bar: Bar) -> Answers:
+def answers(engine: Engine, requests: Sequence[GenerationRequest], bar: Bar) -> Answers:
     """Labels and class probabilities in the order of the requests."""
     found = [generation.answer for generation in generations(engine, requests, bar)]
     label = [-1 if answer is None or answer.label is None else answer.label for answer in found]

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from merasteer.engine import Engine
 from merasteer.method.certify import Certificate, certify, rank
-from merasteer.pipeline.batch import OfflineEngine, answers, running
+from merasteer.pipeline.batch import answers, running
 from merasteer.pipeline.collect import answers_of
 from merasteer.pipeline.fit import vectors_of
 from merasteer.pipeline.job import Job
@@ -84,9 +85,7 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
     return Output(facts, tensors)
 
 
-def _gains(
-    job: Job, engine: OfflineEngine, collected: Output, candidates: list[Candidate], bars: Bars
-) -> dict[str, float]:
+def _gains(job: Job, engine: Engine, collected: Output, candidates: list[Candidate], bars: Bars) -> dict[str, float]:
     """Accuracy gain of each candidate on the ordering subset."""
     items = [job.splits.train[i] for i in job.ordering]
     labels = [example.label for example in items]

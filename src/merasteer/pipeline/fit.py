@@ -97,7 +97,8 @@ def thresholds(predicted: Floats, grid: Grid = "logit") -> list[float]:
     if grid == "paper":
         return list(PAPER_GRID)
     low, middle, high = np.quantile(predicted, [0.01, 0.9, 0.99])
-    logits = np.linspace(*np.clip([low - (high - low), middle], *LOGIT_RANGE), POINTS)
+    first, last = np.clip([low - (high - low), middle], *LOGIT_RANGE).tolist()
+    logits = np.linspace(first, last, POINTS)
     return sorted({float(f"{1.0 / (1.0 + np.exp(-z)):.6g}") for z in logits})
 
 

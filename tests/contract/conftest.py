@@ -1,0 +1,82 @@
+"""The application in process over the built-in model and its artifacts, beside a store with one altered artifact."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from mera_server.app import create_app
+from mera_server.loading import Serving, load
+from mera_server.settings import Settings
+
+from merasteer import demo
+
+UNCERTIFIED = "demo_desk_a"
+PROMPT = 'Desk B. Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Answer:'
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A store that holds a copy of a demo artifact with one byte changed."""
+    if not (demo.model_dir() / "config.json").is_file():
+        pytest.skip("the built-in demo is not built; run `mera demo build`")
+    store = tmp_path_factory.mktemp("store")
+    found = next(path.parent for path in sorted(demo.store_dir().glob(f"*/{UNCERTIFIED}/*/manifest.json")))
+    copy = store / found.relative_to(demo.store_dir())
+    shutil.copytree(found, copy)
+    probe = copy / "probe.safetensors"
+    probe.write_bytes(probe.read_bytes()[:-1] + b"\x7f")
+    return Settings(store=Path(store), max_body_bytes=20_000, max_new_tokens_limit=900)
+
+
+@pytest.fixture(scope="session")
+def serving(settings: Settings) -> Iterator[Serving]:
+    """The engine and the catalog, shared by all tests."""
+    found = load(settings)
+    yield found
+    found.engine.stop()
+
+
+def ready(app: FastAPI) -> FastAPI:
+    """The application once it has loaded."""
+    app.state.runtime.start()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if app.state.runtime.metrics.text().count(b"mera_model_info{"):
+            app.state.runtime.serving()
+            return app
+        time.sleep(0.01)
+    raise TimeoutError("the application did not load")
+
+
+@pytest.fixture
+def app(settings: Settings, serving: Serving) -> FastAPI:
+    """A fresh application (its metrics are at zero) over the shared engine."""
+    return ready(create_app(settings, loader=lambda _: serving))
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as found:
+        yield found
+
+
+@pytest.fixture
+async def ask(client: httpx.AsyncClient) -> Any:
+    """Posts to /generate; the answer's body, which must be a 200."""
+
+    async def post(inputs: Any = PROMPT, task: str | None = None, **body: Any) -> dict[str, Any]:
+        if task is not None:
+            body["steering"] = {"task": task, **body.get("steering", {})}
+        response = await client.post("/generate", json={"inputs": inputs, **body})
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    return post

@@ -1,0 +1,93 @@
+"""What is known, what is loaded, what runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from mera_server.loading import Serving
+from mera_server.settings import Settings
+
+
+async def test_tasks(client: httpx.AsyncClient, serving: Serving) -> None:
+    tasks = (await client.get("/tasks")).json()["tasks"]
+    assert all(set(task) == {"name", "labels", "probe", "certified", "alpha"} for task in tasks)
+    assert [task["name"] for task in tasks][:2] == ["demo_spam", "demo_desk_a"]
+    certified, uncertified, bare = tasks[0], tasks[1], next(task for task in tasks if task["name"] == "sms_spam")
+    assert (certified["certified"], certified["probe"]) == (True, serving.catalog.latest["demo_spam"].digest)
+    assert 0 < certified["alpha"] < 1
+    assert (uncertified["certified"], uncertified["alpha"]) == (False, None)
+    assert bare == {"name": "sms_spam", "labels": ["ham", "spam"], "probe": None, "certified": False, "alpha": None}
+
+
+async def test_probes(client: httpx.AsyncClient, serving: Serving, settings: Settings) -> None:
+    response = await client.get("/probes")
+    probes = response.json()["probes"]
+    assert {probe["digest"] for probe in probes if probe["status"] == "loaded"} == set(serving.catalog.probes)
+    rejected = [probe for probe in probes if probe["status"] == "rejected"]
+    assert len(rejected) == 1
+    assert rejected[0]["reason"]
+    assert str(settings.store) not in response.text
+
+
+async def test_one_probe(client: httpx.AsyncClient, serving: Serving) -> None:
+    digest = serving.catalog.latest["demo_spam"].digest
+    found = (await client.get(f"/probes/{digest[:10]}")).json()
+    assert (found["digest"], found["task"], found["certified"]) == (digest, "demo_spam", True)
+    assert found["manifest"]["digest"] == digest
+    assert found["calibration"]["decision"] == "certified"
+
+
+async def test_info(client: httpx.AsyncClient, settings: Settings) -> None:
+    found = (await client.get("/info")).json()
+    assert found["config"]["max_body_bytes"] == settings.max_body_bytes
+    assert found["config"]["max_requests"] == 32
+    assert found["model"]["architecture"] == "LlamaForCausalLM"
+    assert found["model"]["dtype"] == "float32"
+    assert json.dumps(found)
+
+
+async def test_health(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/health/live")).json() == {"status": "live"}
+    assert (await client.get("/health/ready")).json() == {"status": "ready"}
+
+
+def resolved(schema: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    name = reference["$ref"].removeprefix("#/components/schemas/")
+    found: dict[str, Any] = schema["components"]["schemas"][name]
+    return found
+
+
+async def test_openapi_describes_request_answer_and_errors(app: FastAPI) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        schema = (await client.get("/openapi.json")).json()
+    post = schema["paths"]["/generate"]["post"]
+    asked = resolved(schema, post["requestBody"]["content"]["application/json"]["schema"])
+    assert set(asked["properties"]) == {"inputs", "parameters", "steering", "details", "stream"}
+    assert asked["additionalProperties"] is False
+    answered = resolved(schema, post["responses"]["200"]["content"]["application/json"]["schema"])
+    assert set(answered["properties"]) == {"generated_text", "details", "mera"}
+    for status in ("400", "404", "413", "422", "429", "503"):
+        error = post["responses"][status]["content"]["application/json"]["schema"]
+        assert set(resolved(schema, error)["properties"]) == {"error"}
+    text = json.dumps(schema)
+    names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+    assert names <= set(schema["components"]["schemas"])
+
+
+async def test_the_log_names_the_route_and_never_the_path(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "mera.access"):
+        await client.get("/probes/0123")
+        await client.post("/generate", json={"inputs": "a secret", "parameters": {"max_new_tokens": 1}})
+    lines = [record.getMessage() for record in caplog.records if record.name == "mera.access"]
+    assert [line.split()[2:4] for line in lines] == [
+        ["route=/probes/{digest}", "status=404"],
+        ["route=/generate", "status=200"],
+    ]
+    assert "secret" not in caplog.text

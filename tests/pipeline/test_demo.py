@@ -1,0 +1,41 @@
+"""The built-in model and its two tasks, with fewer rows than they are calibrated with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from merasteer.demo import paths
+from merasteer.pipeline import Options, run
+from merasteer.tasks import load_task
+from merasteer.types import SplitSizes, Task
+
+SIZES = SplitSizes(train=600, calibration=200, test=200)
+OPTIONS = Options(ordering=150, directions=("covariance", "contrastive"))
+
+
+@pytest.fixture
+def model() -> Path:
+    if not (paths.model_dir() / "config.json").is_file():
+        pytest.skip("the built-in model is not there; run `mera demo build`")
+    return paths.model_dir()
+
+
+def small(name: str) -> Task:
+    return replace(load_task(paths.tasks_dir() / f"{name}.toml"), splits=SIZES)
+
+
+def test_the_planted_failure_is_repaired(model: Path, tmp_path: Path) -> None:
+    report = run(model, small("demo_spam"), tmp_path, OPTIONS)
+    assert report is not None
+    assert report["decision"] == "certified"
+    assert report["spi_interval"][0] > 0.2
+
+
+def test_where_there_is_nothing_to_repair_it_abstains(model: Path, tmp_path: Path) -> None:
+    report = run(model, small("demo_desk_a"), tmp_path, OPTIONS)
+    assert report is not None
+    assert report["decision"] == "abstained"
+    assert report["accuracy"]["steered"] == report["accuracy"]["unsteered"]

@@ -1,0 +1,42 @@
+"""From a plan to the engine's request: every field of the body that the engine should see reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mera_server.bridge import engine_request
+from mera_server.resolve import Plan
+
+from merasteer.types import GenerationRequest, Policy, Sampling
+
+MakePlan = Callable[..., Plan]
+
+
+def test_every_field_reaches_the_engine(make_plan: MakePlan) -> None:
+    parameters = {
+        "max_new_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "stop": ["x"], "seed": 8, "details": True,
+    }  # fmt: skip
+    steering = {"task": "good", "alpha": 0.2, "positions": "all", "layers": [2]}
+    made = make_plan({"parameters": parameters, "steering": steering, "details": "trace"})
+    assert engine_request(made, (1, 2)) == GenerationRequest(
+        prompt=(1, 2),
+        max_new_tokens=5,
+        policy=Policy("aa" * 32, 0.2, 0.0, "all", (2,)),
+        sampling=Sampling(0.5, 4, 0.9, 8),
+        stop=("x",),
+        variants=((1,), (2, 3)),
+        position="last",
+        logprobs=True,
+        trace=True,
+    )
+
+
+def test_a_plain_request_asks_for_nothing_more(make_plan: MakePlan) -> None:
+    found = engine_request(make_plan({"details": "trace"}), (1,))
+    assert (found.policy, found.variants, found.logprobs, found.trace, found.stop) == (None, None, False, False, ())
+    assert found.sampling.greedy
+
+
+def test_a_task_without_an_artifact_still_asks_for_class_probabilities(make_plan: MakePlan) -> None:
+    found = engine_request(make_plan({"steering": {"task": "bare"}}), (1,))
+    assert (found.policy, found.variants) == (None, ((1,), (2, 3)))

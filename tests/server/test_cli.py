@@ -1,0 +1,179 @@
+"""`mera` on the command line: exit codes, one line for every mistake, options from everywhere."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mera_server.cli import app, main
+from mera_server.commands import stages
+
+from merasteer import pipeline
+from merasteer.types import METHODS
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.startswith("mera: ")
+    assert found.err.count("\n") == 1
+    return found.err
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Calls of the pipeline, which are recorded in place of being run."""
+    calls: list[dict[str, Any]] = []
+
+    def run(model: str, task: str, store: Path, options: pipeline.Options, **more: Any) -> dict[str, Any]:
+        calls.append({"model": model, "task": task, "store": store, "options": options, **more})
+        return {"decision": "abstained"}
+
+    monkeypatch.setattr(pipeline, "run", run)
+    for name in ("MERA_STORE", "MERA_OUT", "MERA_SEED", "MERA_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "Missing command"),
+        (["nope"], "nope"),
+        (["run"], "--model"),
+        (["run", "--model", "m"], "--task"),
+        (["run", "--model", "m", "--task", "t", "--seed", "x"], "--seed"),
+        (["serve", "--bogus"], "--bogus"),
+        (["serve", "--port", "x"], "--port: 'x'"),
+        (["serve", "--config", "/absent.toml"], "/absent.toml"),
+        (["serve", "--host", "256.1.1.1"], "--host"),
+        (["run", "--model", "m", "--task", "absent_task"], "absent_task"),
+        (["run", "--model", "m", "--task", "t", "--delta", "2"], "delta"),
+        (["run", "--model", "m", "--task", "t", "--positions", "some"], "positions"),
+        (["tasks", "show", "absent_task"], "absent_task"),
+        (["probes", "show", "abc", "--store", "/absent"], "probe"),
+        (["probes", "verify", "abc", "--store", "/absent"], "'abc'"),
+        (["probes", "plant", "--model", "m", "--task", "sms_spam", "--hook-point", "here"], "'here'"),
+    ],
+)
+def test_bad_usage_is_two_and_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], part: str) -> None:
+    assert main(arguments) == 2
+    assert part in one_line(capsys)
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
+    assert "--port" in one_line(capsys)
+
+
+def test_interrupted_is_130(
+    ran: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupted)
+    assert main(["run", "--model", "m", "--task", "t"]) == 130
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["run", "--help"], ["probes", "--help"]])
+def test_help_is_zero(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert main(arguments) == 0
+    assert "Usage: mera" in capsys.readouterr().out
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, mera_server.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_methods_are_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]} == set(METHODS)
+
+
+def test_run_passes_its_options_on(
+    ran: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--seed",
+        "3",
+        "--second-chances",
+        "2",
+        "--hook-points",
+        "residual,mlp_input",
+        "--directions",
+        "covariance",
+    ]
+    files = ["--out", str(tmp_path), "--data", "rows.jsonl", "--report", "r.json"]
+    assert main(["run", "--model", "m", "--task", "t", *options, *files]) == 0
+    call = ran[0]
+    found = call["options"]
+    assert (found.seed, found.chances, found.hook_points, found.directions) == (
+        3,
+        2,
+        ("residual", "mlp_input"),
+        ("covariance",),
+    )
+    assert (call["model"], call["task"], call["store"], call["until"]) == ("m", "t", tmp_path, "publish")
+    assert (call["data"], call["report"]) == (Path("rows.jsonl"), Path("r.json"))
+    assert json.loads(capsys.readouterr().out) == {"decision": "abstained"}
+
+
+@pytest.mark.parametrize("stage", ["collect", "fit", "calibrate", "evaluate"])
+def test_stages_stop_where_they_are_named(
+    ran: list[dict[str, Any]], stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([stage, "--model", "m", "--task", "t"]) == 0
+    assert ran[0]["until"] == stage
+    assert ran[0]["store"] == Path("probes_store")
+    assert ran[0]["options"] == pipeline.Options()
+
+
+def test_precedence_of_run(
+    ran: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mera.toml"
+    file.write_text('model = "top"\nseed = 1\n[run]\ntask = "t"\nseed = 2\nport = 9\n', encoding="utf-8")
+    config = ["--config", str(file)]
+    assert main(["run", *config]) == 0
+    monkeypatch.setenv("MERA_SEED", "3")
+    monkeypatch.setenv("MERA_STORE", "there")
+    assert main(["run", *config]) == 0
+    assert main(["run", "--seed", "4", *config]) == 0
+    assert [call["options"].seed for call in ran] == [2, 3, 4]
+    assert [call["store"] for call in ran] == [Path("probes_store"), Path("there"), Path("there")]
+    assert (ran[0]["model"], ran[0]["task"]) == ("top", "t")
+
+
+def test_every_stage_has_a_command() -> None:
+    assert set(stages.UNTIL) == {"run", *pipeline.STAGES} - {"publish"}
+    assert {command.callback.__name__ for command in app.registered_commands if command.callback} >= set(stages.UNTIL)
+
+
+def test_tasks_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "list"]) == 0
+    assert "sms_spam" in capsys.readouterr().out
+    assert main(["tasks", "show", "sms_spam"]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == ["ham", "spam"]
+
+
+def test_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("list", "verify"):
+        assert main(["probes", command, "--store", str(tmp_path)]) == 0
+
+
+def test_a_rejected_artifact_fails_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model" / "task" / "0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    assert main(["probes", "verify", "--store", str(tmp_path)]) == 2
+    found = capsys.readouterr()
+    assert found.out.startswith("0123456789ab  task  ")
+    assert "mera: store: 1 of 1 artifacts are rejected" in found.err
