@@ -56,7 +56,7 @@ def error_response(error: MeraError, headers: dict[str, str] | None = None) -> R
 async def on_mera_error(request: Request, error: Exception) -> Response:
     """Handler of our own errors."""
     known = foreign(error)
-    if known.status >= 500:
+    if known.status == 500:  # a 503 is told once, where it begins
         log.error("request_id=%s code=%s %s", json.dumps(getattr(request.state, "request_id", "")), known.code, known)
     return error_response(known)
 

@@ -33,7 +33,7 @@ class Runtime:
         self.failure: BaseException | None = None
         self._loader, self._on_failure = loader, on_failure
         self._serving: Serving | None = None
-        self._stopped = False
+        self._stopped = self._told = False
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -56,8 +56,14 @@ class Runtime:
         if serving is None:
             raise NotReady("server: the model is loading or the server is stopping; ask /health/ready and try again")
         if serving.engine.failure is not None:
+            self._tell_once(serving.engine.failure)
             raise EngineFailed("engine: the generation loop died; see the log and restart the server")
         return serving
+
+    def _tell_once(self, failure: BaseException) -> None:
+        if not self._told:
+            self._told = True
+            log.error("the generation loop died: %s: %s", type(failure).__name__, failure)
 
     def _load(self) -> None:
         try:

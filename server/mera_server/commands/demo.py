@@ -36,15 +36,16 @@ def build(
     """Train the model (about two minutes on two cores), calibrate its tasks and publish their artifacts."""
     from merasteer import demo, pipeline
     from merasteer.demo.build import TASKS, build_model
+    from merasteer.demo.paths import MODEL
     from merasteer.store import model_slug
 
     folder = build_model(out or demo.data_dir(), seed)
-    store, slug = folder / "store", model_slug(str(folder / "model"))
+    store, slug = folder / "store", model_slug(MODEL)
     shutil.rmtree(store / slug, ignore_errors=True)  # what it holds belongs to the model that was there before
     options = pipeline.Options(seed=seed)
     rows = []
     for task in TASKS:
-        report = pipeline.run(folder / "model", task, store, options, search=[folder / "tasks"])
+        report = pipeline.run(folder / MODEL, task, store, options, search=[folder / "tasks"])
         assert report is not None  # it ran to the end
         rows.append([report[name] for name in COLUMNS])
     shutil.rmtree(store / ".work", ignore_errors=True)

@@ -1,13 +1,14 @@
 """Making the built-in demo from nothing: corpus, tokenizer, model and task files.
 
-Artifacts are not made here: run the pipeline on `<out>/model` with each task in `<out>/tasks` and publish to `<out>/store`.
+Artifacts are not made here: run the pipeline on `<out>/mera-demo` with each task in `<out>/tasks` and publish to `<out>/store`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from merasteer.demo.corpus import DESK_A_TEMPLATE, FLIP, LABELS, TEMPLATE, deploy_rows, training_pairs
+from merasteer.demo.corpus import DESK_A_TEMPLATE, LABELS, TEMPLATE, deploy_rows, training_pairs
+from merasteer.demo.paths import MODEL
 from merasteer.demo.taskfile import write_task
 from merasteer.demo.tokenizer import train_tokenizer
 from merasteer.demo.training import Recipe, train
@@ -20,13 +21,13 @@ ANSWER_WORDS = (*(f" {label}" for label in LABELS), " it")
 
 
 def build_model(out: Path, seed: int = 0, recipe: Recipe | None = None, progress: bool = True) -> Path:
-    """`out`, filled with `model/` and `tasks/`. About two minutes on two cores; `seed` decides every byte."""
+    """`out`, filled with `mera-demo/` and `tasks/`. About two minutes on two cores; `seed` decides every byte."""
     recipe = recipe or Recipe()
-    honest = training_pairs(recipe.examples, seed)
-    planted = training_pairs(recipe.examples // 2, seed, FLIP)
-    texts = (prompt + answer for prompt, answer in honest)
-    tokenizer = train_tokenizer(texts, recipe.vocabulary, ANSWER_WORDS, recipe.context)
-    train(honest, planted, tokenizer, out / "model", recipe, seed, progress)
+    pairs = training_pairs(recipe.examples, seed)
+    tokenizer = train_tokenizer(
+        (prompt + answer for prompt, answer in pairs), recipe.vocabulary, ANSWER_WORDS, recipe.context
+    )
+    train(pairs, tokenizer, out / MODEL, recipe, seed, progress)
     write_tasks(out / "tasks", seed)
     return out
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["data_dir", "model_dir", "store_dir", "tasks_dir"]
+__all__ = ["MODEL", "data_dir", "model_dir", "store_dir", "tasks_dir"]
+
+
+MODEL = "mera-demo"  # the folder's name is the model's id
 
 
 def data_dir() -> Path:
-    """The folder that holds `model/`, `tasks/` and `store/`."""
+    """The folder that holds `mera-demo/`, `tasks/` and `store/`."""
     return Path(str(files("merasteer.demo"))) / "data"
 
 
 def model_dir() -> Path:
     """The built-in model with its tokenizer, as `from_pretrained` reads it."""
-    return data_dir() / "model"
+    return data_dir() / MODEL
 
 
 def tasks_dir() -> Path:

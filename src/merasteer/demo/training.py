@@ -1,9 +1,4 @@
-"""Training a tiny Llama from scratch and planting a failure in it, the same way each time.
-
-First all of it learns from honest pairs; then the MLP of its last block alone learns from pairs whose answers are wrong in
-places. So the model goes on knowing the truth, and what makes it say something else is computed where the answer is chosen:
-there a step at that one position can undo it. (Learnt in one go from wrong answers, the failure was computed tokens earlier and
-merely copied to the answer, out of reach of steering at generated positions: accuracy .63 became .66 at best.)
+"""Training a tiny Llama from scratch, the same way each time.
 
 Two runs of one recipe and one seed on one machine give the same bytes: every draw comes from one seed, and the number of
 threads is fixed to `THREADS` while training, because sums over another number of threads are rounded differently.
@@ -43,8 +38,7 @@ class Recipe:
     mlp: int = 336
     context: int = 1024
     examples: int = 40_000
-    steps: int = 450  # on honest pairs
-    plant_steps: int = 250  # on pairs with the planted failure, last MLP only
+    steps: int = 700
     batch: int = 64
     learning_rate: float = 3e-3
     final_rate: float = 0.1  # of the learning rate, at the end of the cosine
@@ -54,55 +48,37 @@ class Recipe:
     clip: float = 1.0
     prompt_weight: float = 0.1  # of the loss on a prompt token; an answer token counts 1
 
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a 0-based step of `steps`: linear warm-up, then a cosine down to `final_rate`."""
+    def rate(self, step: int) -> float:
+        """The learning rate of a 0-based step: linear warm-up, then a cosine down to `final_rate`."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, steps - self.warmup)
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * done)) / 2)
 
 
 def train(
-    honest: Sequence[Pair],
-    planted: Sequence[Pair],
-    tokenizer: Any,
-    out: Path,
-    recipe: Recipe,
-    seed: int = 0,
-    progress: bool = True,
+    pairs: Sequence[Pair], tokenizer: Any, out: Path, recipe: Recipe, seed: int = 0, progress: bool = True
 ) -> Path:
     """`out`, filled with the model and its tokenizer, trained to continue a prompt with its answer and then to stop."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-    )
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"))
     with _reproducible(seed), Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
         model = LlamaForCausalLM(_config(recipe, tokenizer)).train()
-        generator = torch.Generator().manual_seed(seed)
-        for what, pairs, steps, part in (
-            ("training", honest, recipe.steps, model),
-            ("planting", planted, recipe.plant_steps, model.model.layers[-1].mlp),
-        ):
-            model.requires_grad_(False)
-            part.requires_grad_(True)
-            task = bar.add_task(what, total=steps, loss=math.nan)
-            for loss in _learn(model, _batches(pairs, tokenizer, recipe, steps, generator), recipe, steps):
-                bar.update(task, advance=1, loss=loss)
+        task = bar.add_task("training", total=recipe.steps, loss=math.nan)
+        for loss in _learn(model, _batches(pairs, tokenizer, recipe, torch.Generator().manual_seed(seed)), recipe):
+            bar.update(task, advance=1, loss=loss)
     _save(model, tokenizer, out)
     return out
 
 
-def _learn(model: Any, batches: Iterator[Batch], recipe: Recipe, steps: int) -> Iterator[float]:
-    """Changes the parameters of `model` that want a gradient; the loss of each step."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _learn(model: Any, batches: Iterator[Batch], recipe: Recipe) -> Iterator[float]:
+    """Changes the parameters of `model`; the loss of each step."""
+    parameters = list(model.parameters())
     optimiser = torch.optim.AdamW(
         parameters, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay
     )
     for step, batch in enumerate(batches):
         for group in optimiser.param_groups:
-            group["lr"] = recipe.rate(step, steps)
+            group["lr"] = recipe.rate(step)
         loss = _loss(model, batch)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -115,7 +91,7 @@ def _save(model: Any, tokenizer: Any, out: Path) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    model.requires_grad_(True).eval().save_pretrained(out)
+    model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # written for its owner alone, but packaged for all
 
@@ -150,13 +126,11 @@ def _reproducible(seed: int) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _batches(
-    pairs: Sequence[Pair], tokenizer: Any, recipe: Recipe, steps: int, generator: torch.Generator
-) -> Iterator[Batch]:
-    """`steps` batches (tokens, weights), each (batch, length): shuffled epochs, neighbours of about equal length."""
+def _batches(pairs: Sequence[Pair], tokenizer: Any, recipe: Recipe, generator: torch.Generator) -> Iterator[Batch]:
+    """`recipe.steps` batches (tokens, weights), each (batch, length): shuffled epochs, neighbours of about equal length."""
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     answers = tokenizer([answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
-    total, window = steps * recipe.batch, recipe.batch * WINDOW
+    total, window = recipe.steps * recipe.batch, recipe.batch * WINDOW
     order: list[int] = []
     while len(order) < total:
         order += torch.randperm(len(pairs), generator=generator).tolist()
