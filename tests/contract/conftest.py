@@ -18,7 +18,7 @@ from mera_server.settings import Settings
 from merasteer import demo
 
 UNCERTIFIED = "demo_desk_a"
-PROMPT = 'Desk B. Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Answer:'
+PROMPT = 'Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Desk B answers:'
 
 
 @pytest.fixture(scope="session")

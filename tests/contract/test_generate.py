@@ -9,10 +9,12 @@ import httpx
 import pytest
 from mera_server.loading import Serving
 
+from merasteer.tasks import render
+
 Ask = Callable[..., Awaitable[dict[str, Any]]]
 
 FIELDS = {"desk": "B", "text": "Win a holiday for two. Enter your code 2220 online."}
-PROMPT = 'Desk B. Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Answer:'
+PROMPT = 'Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Desk B answers:'
 ZEROS = {"tokens": 0, "steered_tokens": 0, "cells": 0, "steered_cells": 0, "mean_shift": 0.0, "max_shift": 0.0}
 KEYS = {
     "task", "probe", "method", "decision", "reason", "alpha", "predicted_error", "steering", "guarantee", "answer", "trace",
@@ -63,8 +65,9 @@ async def test_a_certified_task(ask: Ask, serving: Serving) -> None:
     assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
 
 
-async def test_an_object_and_its_rendering_give_one_answer(ask: Ask) -> None:
-    assert await ask(FIELDS, "demo_spam") == await ask(PROMPT, "demo_spam")
+async def test_an_object_and_its_rendering_give_one_answer(ask: Ask, serving: Serving) -> None:
+    rendered = render(serving.catalog.latest["demo_spam"].task.template, FIELDS)
+    assert await ask(FIELDS, "demo_spam") == await ask(rendered, "demo_spam")
 
 
 async def test_steering_changes_an_answer(ask: Ask) -> None:
@@ -198,7 +201,7 @@ async def test_what_mera_tells_is_governed_by_details(ask: Ask, serving: Serving
 
 
 async def test_stop_strings(ask: Ask) -> None:
-    found = await ask("Desk A. Message:", parameters={"max_new_tokens": 200, "stop": ["Answer"]})
+    found = await ask("Message:", parameters={"max_new_tokens": 200, "stop": ["Answer"]})
     if found["details"]["finish_reason"] == "stop_sequence":
         assert "Answer" not in found["generated_text"]
     assert (await ask("Desk A.", parameters={"max_new_tokens": 3, "stop": ["no such thing"]}))["details"][

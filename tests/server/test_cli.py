@@ -35,6 +35,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return {"decision": "abstained"}
 
     monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # main sets it only where it is not
     for name in ("MERA_STORE", "MERA_OUT", "MERA_SEED", "MERA_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return calls

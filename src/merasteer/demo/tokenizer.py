@@ -19,7 +19,8 @@ BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 
 # One user message that holds a rendered prompt gives the very tokens of that prompt. The model knows no roles: what was said
 # is put one message a line.
-CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+NEXT_LINE = "{% if not loop.last %}{{ '\\n' }}{% endif %}"
+CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}" + NEXT_LINE + "{% endfor %}"
 
 
 def train_tokenizer(
