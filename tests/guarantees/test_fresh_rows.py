@@ -41,6 +41,8 @@ def test_two_desks_certify(built_in: LoadedModel, seed: int, tmp_path: Path) -> 
 def test_desk_a_alone_abstains(built_in: LoadedModel, seed: int, tmp_path: Path) -> None:
     """Nothing to repair: a false certificate has probability δ a run, so all three of three seeded runs abstain."""
     rows = [{"text": row["text"], "label": row["label"]} for row in deploy_rows(ROWS, seed, desk_b=0.0)]
-    report = run(built_in, write_task(tmp_path, "fresh", "Fresh rows.", DESK_A_TEMPLATE, rows, SIZES), tmp_path / "store")
+    report = run(
+        built_in, write_task(tmp_path, "fresh", "Fresh rows.", DESK_A_TEMPLATE, rows, SIZES), tmp_path / "store"
+    )
     assert report is not None
     assert (report["decision"], report["spi"], report["alpha"]) == ("abstained", 0, None)
