@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 from merasteer.engine import Engine, LoadedModel, wrap_model
 from merasteer.types import Policy, SteeringVectors
@@ -25,18 +26,58 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+_KV: dict[str, Any] = {"num_key_value_heads": 2}
+_GEMMA: dict[str, Any] = {**_KV, "head_dim": 12, "sliding_window": 16}  # shorter than the prompts
+FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig, _KV),
+    "qwen2": (transformers.Qwen2ForCausalLM, transformers.Qwen2Config, _KV),
+    "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config, {**_KV, "head_dim": 12}),
+    "mistral": (transformers.MistralForCausalLM, transformers.MistralConfig, {**_KV, "sliding_window": 16}),
+    "phi3": (transformers.Phi3ForCausalLM, transformers.Phi3Config, {**_KV, "sliding_window": None}),
+    "granite": (
+        transformers.GraniteForCausalLM,
+        transformers.GraniteConfig,
+        {
+            **_KV,
+            "residual_multiplier": 0.8,
+            "embedding_multiplier": 2.0,
+            "logits_scaling": 2.0,
+            "attention_multiplier": 0.3,
+        },
+    ),
+    "smollm3": (transformers.SmolLM3ForCausalLM, transformers.SmolLM3Config, _KV),
+    "gemma2": (
+        transformers.Gemma2ForCausalLM,
+        transformers.Gemma2Config,
+        {**_GEMMA, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},
+    ),
+    "gemma3": (transformers.Gemma3ForCausalLM, transformers.Gemma3TextConfig, _GEMMA),
+    "olmo2": (transformers.Olmo2ForCausalLM, transformers.Olmo2Config, _KV),
+    "gpt_neox": (transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig, {}),
+    "gpt2": (transformers.GPT2LMHeadModel, transformers.GPT2Config, {"n_inner": 96}),
+}
+
+
 def tiny(family: str, seed: int = 0) -> LoadedModel:
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
         "vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+        "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
     }  # fmt: skip
-    model = LlamaForCausalLM(LlamaConfig(**sizes)) if family == "llama" else Qwen2ForCausalLM(Qwen2Config(**sizes))
+    model_class, config_class, extra = FAMILIES[family]
+    model = model_class(config_class(**sizes, **extra))
     with torch.no_grad():  # random weights of a size that makes activations and steps matter
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3.0)
     return wrap_model(model, word_tokenizer(), f"tiny-{family}")
+
+
+def blocks_of(model: Any) -> Any:
+    """The decoder blocks, where each family keeps them."""
+    if hasattr(model, "gpt_neox"):
+        return model.gpt_neox.layers
+    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
 
 
 def vectors(
@@ -100,7 +141,7 @@ def plain_generate(
             return out
 
         handles = (
-            [_plain_hook(block, index, v.hook_point, move) for index, block in enumerate(model.model.layers)]
+            [_plain_hook(block, index, v.hook_point, move) for index, block in enumerate(blocks_of(model))]
             if v
             else []
         )
@@ -133,6 +174,12 @@ def llama() -> LoadedModel:
 @pytest.fixture(scope="session")
 def qwen() -> LoadedModel:
     return tiny("qwen2")
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> tuple[str, LoadedModel]:
+    """Every family of the hook table in turn."""
+    return request.param, tiny(request.param)
 
 
 @pytest.fixture(scope="session")

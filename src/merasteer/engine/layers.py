@@ -37,16 +37,28 @@ class Family:
     sites: dict[HookPoint, Site]
 
 
-_LLAMA = Family(
-    layers="model.layers",
-    sites={
-        "residual": Site("", "output"),
-        "mlp_input": Site("mlp", "input"),
-        "reference": Site("post_attention_layernorm", "output"),
-    },
-)
+def _family(layers: str, reference: bool = True) -> Family:
+    sites: dict[HookPoint, Site] = {"residual": Site("", "output"), "mlp_input": Site("mlp", "input")}
+    if reference:
+        sites["reference"] = Site("post_attention_layernorm", "output")
+    return Family(layers, sites)
 
-ARCHITECTURES: dict[str, Family] = {"LlamaForCausalLM": _LLAMA, "Qwen2ForCausalLM": _LLAMA}
+
+ARCHITECTURES: dict[str, Family] = {
+    "LlamaForCausalLM": _family("model.layers"),
+    "Qwen2ForCausalLM": _family("model.layers"),
+    "Qwen3ForCausalLM": _family("model.layers"),
+    "MistralForCausalLM": _family("model.layers"),
+    "Phi3ForCausalLM": _family("model.layers"),
+    "GraniteForCausalLM": _family("model.layers"),
+    "SmolLM3ForCausalLM": _family("model.layers"),
+    # Here the reference point is the normed attention output, before it is added to the residual.
+    "Gemma2ForCausalLM": _family("model.layers"),
+    "Gemma3ForCausalLM": _family("model.layers"),
+    "Olmo2ForCausalLM": _family("model.layers"),  # and the MLP is given the raw residual
+    "GPTNeoXForCausalLM": _family("gpt_neox.layers"),  # parallel residual: the MLP does not see the attention
+    "GPT2LMHeadModel": _family("transformer.h", reference=False),
+}
 
 
 def family_of(model: nn.Module) -> Family:

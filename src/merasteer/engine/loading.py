@@ -57,7 +57,7 @@ def load_model(id_or_dir: str | Path, *, dtype: str = "auto", device: str = "aut
             )
         AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype, target), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype, target))
     except InvalidInput:
         raise
     except Exception as error:
