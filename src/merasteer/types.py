@@ -34,6 +34,7 @@ __all__ = [
     "GenerationRequest",
     "HookPoint",
     "Method",
+    "NamedPositions",
     "Policy",
     "Positions",
     "PredictedError",
@@ -49,7 +50,8 @@ __all__ = [
 
 HookPoint = Literal["residual", "mlp_input", "reference"]
 Direction = Literal["euclidean", "covariance", "contrastive"]
-Positions = Literal["generation", "all"]
+NamedPositions = Literal["generation", "all", "last"]
+Positions = NamedPositions | tuple[int, ...]  # a tuple: 0-based indices into the prompt
 AnswerPosition = Literal["last", "exact"]
 Method = Literal["mera", "none", "additive", "contrastive"]
 Decision = Literal["steered", "not_needed", "abstained", "off"]
@@ -57,7 +59,7 @@ FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
 HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
-POSITIONS: tuple[Positions, ...] = get_args(Positions)
+POSITIONS: tuple[NamedPositions, ...] = get_args(NamedPositions)
 ANSWER_POSITIONS: tuple[AnswerPosition, ...] = get_args(AnswerPosition)
 METHODS: tuple[Method, ...] = get_args(Method)
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
@@ -193,8 +195,13 @@ class Policy:
             raise InvalidInput(
                 f"alpha: {self.alpha!r} is outside the open interval (0, 1); give a probability such as 0.3"
             )
-        if self.positions not in POSITIONS:
-            raise InvalidInput(f"positions: {self.positions!r} is not one of {', '.join(POSITIONS)}")
+        if isinstance(self.positions, tuple):
+            if not self.positions or len(set(self.positions)) < len(self.positions) or min(self.positions) < 0:
+                raise InvalidInput("positions: give one or more 0-based indices into the prompt, each once")
+        elif self.positions not in POSITIONS:
+            raise InvalidInput(
+                f"positions: {self.positions!r} is not one of {', '.join(POSITIONS)}, nor a list of indices"
+            )
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One request to the engine. `variants` (token ids per class) asks for class probabilities at the answer position."""
+    """One request to the engine. `variants` (token ids per class) asks for class probabilities at the answer position.
+
+    label_bias: added to the logits of each class's variants where the answer is chosen, one per class of `variants`; the class
+    probabilities are then those behind the bias.
+    """
 
     prompt: tuple[int, ...]
     max_new_tokens: int
@@ -222,6 +233,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     variants: tuple[tuple[int, ...], ...] | None = None
     position: AnswerPosition = "last"
+    label_bias: tuple[float, ...] | None = None
     logprobs: bool = False
     trace: bool = False
 
@@ -250,10 +262,14 @@ class SteeringCounts:
 
 @dataclass(frozen=True)
 class Answer:
-    """label: class index of the answer token, None when missing. probabilities: class softmax at the answer position."""
+    """label: class index of the answer token, None when missing. probabilities: class softmax at the answer position.
+
+    biased: whether the label bias changed the token that was chosen there.
+    """
 
     label: int | None
     probabilities: tuple[float, ...]
+    biased: bool = False
 
 
 @dataclass(frozen=True)

@@ -120,12 +120,14 @@ def plain_generate(
             w, b, u = v.weight[layer], float(v.bias[layer]), v.step[layer]
             if float(w.abs().sum()) == 0.0:
                 return out
-            first = 0 if policy.positions == "all" else len(prompt) - 1
+            last = len(prompt) - 1
+            acting = {"all": range(10**6), "generation": range(last, 10**6), "last": [last]}
+            where = policy.positions if isinstance(policy.positions, tuple) else acting[policy.positions]
             for position in range(hidden.shape[1]):
                 h = hidden[0, position]
                 z = float(w @ h) + b
                 after = z
-                if position >= first and (policy.layers is None or layer in policy.layers):
+                if position in where and (policy.layers is None or layer in policy.layers):
                     t = 0.0
                     if policy.alpha is not None and z > math.log(policy.alpha / (1 - policy.alpha)):
                         t = math.log(policy.alpha / (1 - policy.alpha)) - z
@@ -141,9 +143,7 @@ def plain_generate(
             return out
 
         handles = (
-            [_plain_hook(block, index, v.hook_point, move) for index, block in enumerate(blocks_of(model))]
-            if v
-            else []
+            [_plain_hook(block, index, v.hook_point, move) for index, block in enumerate(blocks_of(model))] if v else []
         )
         try:
             with torch.no_grad():

@@ -8,7 +8,10 @@ from merasteer.engine import Engine, EngineConfig
 from merasteer.types import Generation, GenerationRequest, Policy, Sampling
 
 POLICIES = [None, Policy("res", 0.3), Policy("mlp", 0.2, positions="all"), Policy("ref", 0.25, layers=(0, 2)), Policy("res"),
-            Policy("mlp", strength=0.5)]  # fmt: skip
+            Policy("mlp", strength=0.5),
+    Policy("res", 0.3, positions="last"),
+    Policy("ref", 0.2, positions=(0, 2, 4), layers=(0, 1)),
+    Policy("mlp", 0.25, positions=(3, 1))]  # fmt: skip
 SAMPLED = lambda i: Sampling(temperature=0.8 + 0.1 * (i % 3), top_k=40 if i % 2 else None, top_p=0.9, seed=i)  # noqa: E731
 COUNTS = ("tokens", "steered_tokens", "cells", "steered_cells")
 
@@ -23,6 +26,7 @@ def requests(prompts):
             sampling=SAMPLED(i) if i % 4 == 3 else Sampling(),
             variants=((1, 2), (3, 4, 5)) if i % 2 else None,
             position="exact" if i % 3 == 0 else "last",
+            label_bias=(0.0, 3.0 * (i % 4)) if i % 8 in (1, 3) else None,
             logprobs=i % 5 == 0,
             trace=i % 5 == 1,
         )
@@ -76,7 +80,7 @@ def assert_same(some: list[Generation], others: list[Generation]) -> None:
             assert a.predicted_error.after == pytest.approx(b.predicted_error.after, abs=1e-4)
         assert (a.answer is None) == (b.answer is None)
         if a.answer is not None:
-            assert a.answer.label == b.answer.label
+            assert (a.answer.label, a.answer.biased) == (b.answer.label, b.answer.biased)
             assert a.answer.probabilities == pytest.approx(b.answer.probabilities, abs=1e-4)
         for field in ("logprobs", "trace"):
             assert (getattr(a, field) is None) == (getattr(b, field) is None)

@@ -13,6 +13,7 @@ from merasteer.types import GenerationRequest, Policy
 CASES = [
     Policy("v", 0.3), Policy("v", 0.3, positions="all"), Policy("v", 0.7), Policy("v", 0.25, layers=(2,)),
     Policy("v", 0.25, layers=(0, 2), positions="all"), Policy("v", strength=0.7), Policy("v", strength=0.4, positions="all"), Policy("v"),
+    Policy("v", 0.3, positions="last"), Policy("v", 0.25, positions=(0, 3)), Policy("v", 0.25, positions=(4, 1), layers=(0, 3)),
 ]  # fmt: skip
 
 
@@ -40,7 +41,10 @@ def test_engine_equals_plain(family, hook_point, request, prompts, make_vectors,
         if acts:
             assert answer.steering.steered_cells == len(truth.moved)
             assert answer.steering.steered_tokens == len({position for position, _ in truth.moved})
-            positions = 5 if one.policy.positions == "generation" else len(one.prompt) + 4
+            named = {"generation": 5, "all": len(one.prompt) + 4, "last": 1}
+            positions = (
+                len(one.policy.positions) if isinstance(one.policy.positions, tuple) else named[one.policy.positions]
+            )
             layers = 3 if one.policy.layers is None else len(one.policy.layers)
             assert (answer.steering.tokens, answer.steering.cells) == (positions, positions * layers)
         if truth.shifts:
@@ -50,7 +54,10 @@ def test_engine_equals_plain(family, hook_point, request, prompts, make_vectors,
         before, after = truth.z[0][v.report_layer]
         assert answer.predicted_error.before == pytest.approx(sigmoid(before), abs=1e-4)
         assert answer.predicted_error.after == pytest.approx(sigmoid(after), abs=1e-4)
-        if one.policy.alpha is not None and v.report_layer in (one.policy.layers or range(4)):
+        reported = one.policy.positions in ("generation", "all", "last") and v.report_layer in (
+            one.policy.layers or range(4)
+        )
+        if one.policy.alpha is not None and reported:
             assert answer.predicted_error.after <= one.policy.alpha + 1e-5
         for step, trace in zip(truth.z, answer.trace, strict=True):
             for layer, (z, z_after) in enumerate(step):

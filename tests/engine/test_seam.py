@@ -40,7 +40,7 @@ def facts(table: SlotTable) -> Facts:
 
 
 def test_padding_tokens_belong_to_slot_zero():
-    table = SlotTable(5, torch.device("cpu"))
+    table = SlotTable(5, torch.device("cpu"), 32)
     table.start[1:4] = torch.tensor([7, 2, 0])
     seen = facts(table)
     assert seen.slot.tolist() == [2, 2, 2, 1, 3, 3, 0, 0, 0]

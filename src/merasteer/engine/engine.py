@@ -24,7 +24,7 @@ from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS, EngineConfig
 from merasteer.engine.loading import LoadedModel
 from merasteer.engine.run import Resident, Run
 from merasteer.engine.steer import Steering, Switches
-from merasteer.engine.tables import first_position, movable_layers
+from merasteer.engine.tables import movable_layers, resume_position
 from merasteer.engine.text import Continuation, encode
 from merasteer.errors import EmptyInputs, EngineFailed, InvalidInput, MeraError, Overloaded, PromptTooLong
 from merasteer.types import FinishReason, Generation, GenerationRequest, SteeringVectors
@@ -223,6 +223,16 @@ class Engine:
                 f"variants: at most {MAX_LABELS} labels of {MAX_VARIANTS} token variants each are supported"
             )
 
+        if request.label_bias is not None and len(request.label_bias) != len(variants):
+            raise InvalidInput(
+                f"label_bias: {len(request.label_bias)} values for {len(variants)} labels; give one per label"
+            )
+        positions = request.policy.positions if request.policy is not None else ()
+        if isinstance(positions, tuple) and any(position >= len(request.prompt) for position in positions):
+            raise InvalidInput(
+                f"positions: one lies beyond the prompt's {len(request.prompt)} tokens; give indices into the prompt"
+            )
+
     def _cancel(self, run: Run) -> None:
         self._cancelled.append(run)
         manager = self._manager
@@ -267,7 +277,7 @@ class Engine:
         for run, state in zip(runs, states, strict=True):
             if run.state is not state:
                 if run.state is not None and run.request.policy is not None:
-                    self._steering.slots.counted[run.slot] = first_position(run.request) + round(run.counts[0])
+                    self._steering.slots.counted[run.slot] = resume_position(run.request, round(run.counts[0]))
                 run.started_at = run.started_at or state.lifespan[0]
                 run.state = state
         if not self.config.cuda_graphs:
@@ -345,6 +355,7 @@ def _switches(runs: Sequence[Run]) -> Switches:
         hook_points=frozenset(run.resident.hook_point for run in runs if run.resident is not None),
         sampling=any(not request.sampling.greedy for request in requests),
         classes=any(request.variants is not None for request in requests),
+        bias=any(request.label_bias is not None for request in requests),
         logprobs=any(request.logprobs for request in requests),
         trace=any(request.trace for request in requests),
     )

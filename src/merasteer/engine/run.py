@@ -65,6 +65,7 @@ class Run:
     reading: tuple[float, float] | None = None  # z before and after at the answer position, or the last prompt position
     classes: list[float] | None = None  # class logits there
     label: int | None = None
+    biased: bool = False
 
     def take(self, part: Delivered, step: Step) -> None:
         """Adds one step. Counts are summed; the reads are committed at the answer position (docs/method.md)."""
@@ -90,6 +91,7 @@ class Run:
 
     def _commit(self, read: list[float], row: int, label: int | None, step: Step) -> None:
         self.reading, self.label = (read[COUNTS], read[COUNTS + 1]), label
+        self.biased = self.request.label_bias is not None and read[COUNTS + 3] > 0
         if self.request.variants is not None:
             self.classes = read[CLASSES][: len(self.request.variants)]
         if step.captured:
@@ -146,7 +148,8 @@ class Run:
     def _answer(self) -> Answer | None:
         if self.classes is None:
             return None
-        return Answer(self.label, tuple(torch.tensor(self.classes, dtype=torch.float64).softmax(-1).tolist()))
+        probabilities = torch.tensor(self.classes, dtype=torch.float64).softmax(-1).tolist()
+        return Answer(self.label, tuple(probabilities), self.biased)
 
 
 def _trace(layers: torch.Tensor) -> TokenTrace:

@@ -26,7 +26,7 @@ __all__ = ["CLASSES", "COUNTS", "READS", "Steering", "Switches"]
 
 # Columns of a step's report: counts in batch order, reads in the order of the requests that got a new token.
 COUNTS = 5  # tokens, steered tokens, steered cells, sum of shifts, largest shift
-READS = 3  # z before, z after, log-probability of the chosen token
+READS = 4  # z before, z after, log-probability of the chosen token, 1 where the label bias changed it
 CLASSES = slice(COUNTS + READS, COUNTS + READS + MAX_LABELS)  # logit of each class
 
 
@@ -37,6 +37,7 @@ class Switches:
     hook_points: frozenset[HookPoint] = frozenset(HOOK_POINTS)
     sampling: bool = True
     classes: bool = True
+    bias: bool = True
     logprobs: bool = True
     trace: bool = True
 
@@ -54,7 +55,8 @@ class Facts:
         # Tokens at or beyond the last end are padding: they get request R, whose slot is 0.
         self.request = torch.searchsorted(ends, tokens, right=True)
         self.slot = torch.cat([self.slots, self.slots.new_zeros(1)])[self.request]
-        eligible = self.position >= table.start[self.slot]
+        inside = (self.position >= table.start[self.slot]) & (self.position < table.stop[self.slot])
+        eligible = inside | table.listed[self.slot, self.position.long()]
         self.eligible = eligible.float()
         self.counted = (eligible & (self.position >= table.counted[self.slot])).float()  # a position counts once
         zeros = torch.zeros_like(self.eligible)
@@ -68,7 +70,7 @@ class Steering:
     def __init__(self, model: Any, layers: int, width: int, config: EngineConfig) -> None:
         self.model, self.layers, self.config = model, layers, config
         device, slots = model.device, config.max_requests + 1
-        self.slots = SlotTable(slots, device)
+        self.slots = SlotTable(slots, device, model.config.get_text_config().max_position_embeddings)
         self.tables = {
             point: VectorTable(layers, width, config.max_policies, slots, device) for point in family_of(model).sites
         }
@@ -171,24 +173,39 @@ class Steering:
         report = self.report[:rows]
         report[:, :COUNTS] = self._counts(facts, rows)
         report[:, COUNTS], report[:, COUNTS + 1] = facts.z_before[facts.last], facts.z_after[facts.last]
+        raw, unbiased = scores, None
+        if self.switches.bias:
+            unbiased, scores = scores, self._biased(scores, slots, facts.position[facts.last])
         if self.switches.classes:
             report[:, CLASSES] = _class_logits(scores, self.slots.variants[slots])
-        normal = scores.logsumexp(-1) if self.switches.logprobs else None
-        raw = scores
         if self.switches.sampling:
-            table = self.slots
-            scores = choose(
-                scores,
-                table.temperature[slots],
-                table.top_k[slots],
-                table.top_p[slots],
-                table.seed[slots],
-                facts.position[facts.last] + 1,
-            )
-        if normal is not None:
+            position = facts.position[facts.last] + 1
+            unbiased = None if unbiased is None else self._sampled(unbiased, slots, position)
+            scores = self._sampled(scores, slots, position)
+        if self.switches.logprobs or unbiased is not None:
             chosen = scores.argmax(-1, keepdim=True)
-            report[:, COUNTS + 2] = raw.gather(1, chosen)[:, 0] - normal
+            report[:, COUNTS + 2] = (raw.gather(1, chosen) - raw.logsumexp(-1, keepdim=True))[:, 0]
+            report[:, COUNTS + 3] = (
+                0.0 if unbiased is None else (unbiased.argmax(-1, keepdim=True) != chosen)[:, 0].float()
+            )
+            if unbiased is not None:  # the answer is chosen: nothing is biased behind it
+                answered = (self.slots.variants[slots] == chosen[:, :, None]).flatten(1).any(-1)
+                self.slots.bias.index_put_((slots,), torch.where(answered[:, None], 0.0, self.slots.bias[slots]))
         return scores
+
+    def _biased(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Scores (R, V) with each request's bias added to its variants' logits, as far as its answer is still to be chosen."""
+        variants = self.slots.variants[slots]  # (R, labels, spellings)
+        bias = torch.where(position <= self.slots.bias_until[slots], 1.0, 0.0)[:, None] * self.slots.bias[slots]
+        added = torch.where(variants >= 0, bias[:, :, None], 0.0).flatten(1)
+        return scores.scatter_add(1, variants.clamp_min(0).flatten(1), added)
+
+    def _sampled(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Scores with each request's own sampling applied; position is that of the token being chosen."""
+        table = self.slots
+        return choose(
+            scores, table.temperature[slots], table.top_k[slots], table.top_p[slots], table.seed[slots], position
+        )
 
     def _counts(self, facts: Facts, rows: int) -> torch.Tensor:
         """(R, 5) counts in batch order, over positions not counted before; padding falls into a row that is dropped."""

@@ -112,16 +112,21 @@ def movable_layers(vectors: SteeringVectors, policy: Policy) -> list[int]:
 class SlotTable:
     """One row per running request, whatever its policy. Positions are absolute; S slots.
 
-    start: first position the policy may act on. counted: next position to enter the counts. variants (S, labels, spellings)
-    token ids, -1 where none. temperature 0 is greedy; top_k 0 and top_p 1 do nothing.
+    start, stop: the policy may act on positions start ≤ p < stop, and on those that `listed` (S, context) marks. counted: next
+    position to enter the counts. variants (S, labels, spellings) token ids, -1 where none. bias (S, labels) is added to their logits
+    at positions up to bias_until, and zeroed once a variant is chosen. temperature 0 is greedy; top_k 0 and top_p 1 do nothing.
     """
 
-    def __init__(self, slots: int, device: torch.device) -> None:
+    def __init__(self, slots: int, device: torch.device, context: int) -> None:
         def full(value: float, dtype: torch.dtype) -> torch.Tensor:
             return torch.full((slots,), value, dtype=dtype, device=device)
 
         self.start = full(NEVER, torch.int32)
+        self.stop = full(NEVER, torch.int32)
+        self.listed = torch.zeros(slots, context, dtype=torch.bool, device=device)
         self.counted = full(0, torch.int32)
+        self.bias = torch.zeros(slots, MAX_LABELS, device=device)
+        self.bias_until = full(-1, torch.int32)
         self.temperature = full(0, torch.float32)
         self.top_p = full(1, torch.float32)
         self.top_k = full(0, torch.long)
@@ -130,7 +135,10 @@ class SlotTable:
 
     def assign(self, slot: int, request: GenerationRequest) -> None:
         """Writes a request's row."""
-        self.start[slot] = first_position(request)
+        self.start[slot], self.stop[slot] = acting_range(request)
+        positions = request.policy.positions if request.policy is not None else ()
+        if isinstance(positions, tuple):
+            self.listed[slot, list(positions)] = True
         self.counted[slot] = 0
         sampling = request.sampling
         self.temperature[slot] = 0.0 if sampling.greedy else float(sampling.temperature or 0.0)
@@ -140,19 +148,33 @@ class SlotTable:
         self.variants[slot] = -1
         for label, ids in enumerate(request.variants or ()):
             self.variants[slot, label, : len(ids)] = torch.tensor(ids)
+        if request.label_bias is not None:
+            self.bias[slot, : len(request.label_bias)] = torch.tensor(request.label_bias)
+            self.bias_until[slot] = len(request.prompt) - 1 if request.position == "last" else NEVER
 
     def clear(self, slot: int) -> None:
         """Turns a slot off."""
         self.start[slot] = NEVER
+        self.listed[slot] = False
         self.temperature[slot] = 0.0
         self.variants[slot] = -1
+        self.bias[slot] = 0.0
 
 
-def first_position(request: GenerationRequest) -> int:
-    """The first absolute position that a request's policy may act on (docs/method.md, positions)."""
-    if request.policy is None:
-        return NEVER
-    return 0 if request.policy.positions == "all" else len(request.prompt) - 1
+def acting_range(request: GenerationRequest) -> tuple[int, int]:
+    """(start, stop) of the absolute positions that a request's policy may act on, listed ones apart (docs/method.md, positions)."""
+    if request.policy is None or isinstance(request.policy.positions, tuple):
+        return NEVER, NEVER
+    last = len(request.prompt) - 1
+    return {"all": (0, NEVER), "generation": (last, NEVER), "last": (last, last + 1)}[request.policy.positions]
+
+
+def resume_position(request: GenerationRequest, counted: int) -> int:
+    """The position that is to be counted next after `counted` of those that the policy may act on."""
+    if request.policy is not None and isinstance(request.policy.positions, tuple):
+        ordered = sorted(request.policy.positions)
+        return ordered[counted] if counted < len(ordered) else NEVER
+    return min(acting_range(request)[0] + counted, NEVER)
 
 
 Tables = Mapping[HookPoint, VectorTable]
