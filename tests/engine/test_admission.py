@@ -157,3 +157,61 @@ def test_submitting_from_many_threads(llama, prompts, settled):
             thread.join()
         assert all(got[thread, i] == alone[i] for thread in range(6) for i in range(len(prompts)))
         assert settled(engine)
+
+
+def test_an_evicted_request_runs_on_when_the_others_are_cancelled_or_stopped(llama, settled):
+    """After an eviction the library admits nobody until a request finishes; a cancellation must count as one."""
+    with Engine(llama, EngineConfig(max_requests=4, cache_tokens=128, page_size=8)) as engine:
+        evicted = []
+        on_batch = engine.on_batch
+
+        def watch(states):
+            evicted.extend(state.request_id for state in states if state._true_initial_tokens)
+            blocked = engine._manager.batch_processor.scheduler.block_new_requests
+            if blocked:
+                for future in others:
+                    future.cancel()
+            return on_batch(states)
+
+        engine.on_batch = watch
+        with engine.held():
+            others = [engine.submit(GenerationRequest((7 + i,) * 23, 80)) for i in range(2)]
+            last = engine.submit(GenerationRequest((9,) * 23, 80))
+        assert len(last.result(60).tokens) == 80
+        assert len(engine.submit(GenerationRequest((9,) * 23, 8)).result(60).tokens) == 8
+        assert settled(engine)
+        assert evicted, "nothing was evicted: the test shows nothing"
+
+
+@pytest.mark.parametrize("stop", [(), (" w1",)])
+def test_an_answer_that_cannot_be_made_fails_alone(llama, prompts, settled, monkeypatch, stop):
+    with Engine(llama, EngineConfig()) as engine:
+        with engine.held():
+            broken = engine.submit(GenerationRequest(prompts[0], 5, stop=stop))
+            sound = engine.submit(GenerationRequest(prompts[1], 5))
+            run = next(iter(engine._runs.values()))
+            monkeypatch.setattr(run.continuation, "_decode", lambda tokens: 1 / 0)
+        with pytest.raises(EngineFailed, match="could not be made"):
+            broken.result(30)
+        assert len(sound.result(30).tokens) == 5
+        assert engine.failure is None
+        assert settled(engine)
+
+
+def test_a_submit_that_races_with_a_dying_loop_is_answered(llama, prompts):
+    engine = Engine(llama, EngineConfig())
+    engine.start()
+    try:
+        alive = engine._alive
+
+        def slowly():
+            manager = alive()
+            threading.Thread(target=engine.on_fatal, args=(RuntimeError("injected"),)).start()
+            time.sleep(0.2)  # the dying loop comes in between
+            return manager
+
+        engine._alive = slowly
+        with pytest.raises(EngineFailed, match="injected"):
+            engine.submit(GenerationRequest(prompts[0], 400)).result(20)
+    finally:
+        engine.stop()

@@ -145,6 +145,16 @@ class SteeringManager(ContinuousBatchingManager):
         """Makes an idle loop look for work at once."""
         self._wake_up_loop.set()
 
+    def cancel_request(self, request_id: str) -> None:
+        """Cancels a request that was handed over; called on the generation thread alone.
+
+        After an eviction the library admits nobody until a request *finishes*. A cancellation frees cache too: without this, the
+        evicted request and all behind it would wait for ever once the others have been cancelled.
+        """
+        super().cancel_request(request_id)
+        if self.batch_processor is not None:
+            self.batch_processor.scheduler.block_new_requests = False
+
     @property
     def cache_used_ratio(self) -> float:
         """Part of the KV cache that is in use."""
@@ -158,18 +168,20 @@ class SteeringManager(ContinuousBatchingManager):
         def prepare_next_batch() -> bool:
             with self._stream():
                 self._sink.on_prepare()
-            return bool(prepare())
+                return bool(prepare())
 
         def update_batch() -> None:
             step = self._read_step(processor)
             update()
-            self._sink.on_step(step)
-            for part in step.delivered:
-                if (
-                    part.request_id not in processor.scheduler.active_requests
-                    and part.request_id not in processor.scheduler.waiting_requests
-                ):
-                    self._sink.on_finished(part.request_id)
+            scheduler = processor.scheduler
+            with self._stream():
+                self._sink.on_step(step)
+                for part in step.delivered:
+                    if (
+                        part.request_id not in scheduler.active_requests
+                        and part.request_id not in scheduler.waiting_requests
+                    ):
+                        self._sink.on_finished(part.request_id)
 
         processor.prepare_next_batch, processor.update_batch = prepare_next_batch, update_batch
         self.batch_processor = processor

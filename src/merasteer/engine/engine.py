@@ -183,7 +183,8 @@ class Engine:
     @property
     def max_tokens(self) -> int:
         """The longest request (prompt and new tokens) that fits the model's context and the cache."""
-        capacity = self._manager.capacity if self._manager is not None else self.config.cache_tokens
+        manager = self._manager
+        capacity = manager.capacity if manager is not None else self.config.cache_tokens
         return min(self.loaded.context, capacity)
 
     def _alive(self) -> SteeringManager:
@@ -243,26 +244,29 @@ class Engine:
 
     def on_prepare(self) -> None:
         """Before a batch is prepared: cancelled requests leave, waiting ones get the free slots."""
+        manager = self._manager
+        if manager is None:
+            return  # starting, or being stopped: `stop` answers what is left
         while self._cancelled:
             run = self._cancelled.popleft()
             if run.id not in self._runs:
                 continue  # it ended before its cancellation was seen
-            if run.slot and self._manager is not None:
-                self._manager.cancel_request(run.id)  # the library drops it before it schedules the next batch
+            if run.slot:
+                manager.cancel_request(run.id)  # the library drops it before it schedules the next batch
             elif run in self._waiting:
                 self._waiting.remove(run)
             self._end(run)
         while self._slots and self._waiting and not self._held:
-            self._hand_over(self._waiting.popleft())
+            self._hand_over(self._waiting.popleft(), manager)
 
-    def _hand_over(self, run: Run) -> None:
-        if self._manager is None or run.future.cancelled():
-            return  # a cancelled run ends by way of the cancellations
+    def _hand_over(self, run: Run, manager: SteeringManager) -> None:
+        if run.future.cancelled():
+            return  # it ends by way of the cancellations
         request, run.slot = run.request, self._slots.pop()
         self._steering.slots.assign(run.slot, request)
         if run.resident is not None and request.policy is not None:
             self._steering.tables[run.resident.hook_point].assign(run.slot, run.resident.row, request.policy)
-        accepted = self._manager.add_request(
+        accepted = manager.add_request(
             list(request.prompt),
             request_id=run.id,
             max_new_tokens=request.max_new_tokens,
@@ -291,17 +295,23 @@ class Engine:
             if run is None or run.answered:
                 continue
             run.take(part, step)
-            text = run.continuation.until_stop(run.tokens)
-            if text is not None:
+            if self._stopped(run):
                 self._cancelled.append(run)  # leaves the batch before the next one; its answer is complete
-                self._answer(run, "stop_sequence", text)
+                self._answer(run, None)
+
+    def _stopped(self, run: Run) -> bool:
+        """Whether a stop string has ended the run. Where that cannot be told, its answer will say so."""
+        try:
+            return run.continuation.until_stop(run.tokens) is not None
+        except Exception:  # noqa: BLE001
+            return True
 
     def on_finished(self, request_id: str) -> None:
         """The library is done with a request: its slot is free and its answer goes out."""
         run = self._runs.get(request_id)
         if run is not None:
             self._end(run)
-            self._answer(run, run.finish_reason(), None)
+            self._answer(run, run.finish_reason())
 
     def on_failed(self, request_id: str, error: str) -> None:
         """The library gave a request up."""
@@ -311,23 +321,38 @@ class Engine:
 
     def on_fatal(self, error: BaseException) -> None:
         """The loop is dying: every request is answered at once."""
-        self.failure = error
+        with self._lock:  # a submit either is among the runs that fail now, or sees the failure
+            self.failure = error
         self._fail_all(
             EngineFailed(f"engine: the generation loop died ({type(error).__name__}: {error}); restart the server")
         )
 
     # ------------------------------------------------------------------------------------- answering
 
-    def _answer(self, run: Run, reason: FinishReason, text: str | None) -> None:
+    def _answer(self, run: Run, reason: FinishReason | None) -> None:
+        """Answers a run with what it has; None: a stop string ended it. One answer that fails must not take the others along."""
+        try:
+            stopped = run.continuation.until_stop(run.tokens) if reason is None else None
+            text = run.continuation.text(run.tokens) if stopped is None else stopped
+            answer: Generation | MeraError = run.result(reason or "stop_sequence", text)
+        except Exception as error:  # noqa: BLE001
+            answer = EngineFailed(
+                f"engine: the answer could not be made ({type(error).__name__}: {error}); send it again"
+            )
+        self._resolve(run, answer)
+
+    def _resolve(self, run: Run, answer: Generation | MeraError) -> None:
+        """The run's one answer. It may have been cancelled, and it may have been answered."""
         if not run.answered and run.future.set_running_or_notify_cancel():
-            run.future.set_result(run.result(reason, run.continuation.text(run.tokens) if text is None else text))
+            if isinstance(answer, Generation):
+                run.future.set_result(answer)
+            else:
+                run.future.set_exception(answer)
         run.answered = True
 
     def _fail(self, run: Run, error: MeraError) -> None:
         self._end(run)
-        if not run.answered and run.future.set_running_or_notify_cancel():
-            run.future.set_exception(error)
-        run.answered = True
+        self._resolve(run, error)
 
     def _fail_all(self, error: MeraError) -> None:
         self._waiting.clear()
