@@ -14,7 +14,7 @@ from mera_server.report import brief, generate_reply, mera_object
 from mera_server.resolve import Plan, plan
 from mera_server.runtime import Runtime
 from mera_server.schemas import GenerateBody
-from merasteer.errors import Cancelled
+from merasteer.errors import Cancelled, InvalidInput
 from merasteer.types import Generation, GenerationRequest
 
 __all__ = ["answer", "engine_request"]
@@ -27,7 +27,7 @@ async def answer(runtime: Runtime, body: GenerateBody, request: Request) -> Gene
     serving = runtime.serving()
     planned = plan(body, serving.catalog, runtime.limits)
     prompt = await _encode(serving, planned.prompt)
-    generation = await _until_gone(serving.engine.submit(engine_request(planned, prompt)), request)
+    generation = await _until_gone(_submit(serving, engine_request(planned, prompt)), request)
     mera = mera_object(planned, generation, serving.engine.decode)
     runtime.metrics.generation(generation, mera)
     shown = brief(mera) if body.details == "none" else mera
@@ -45,9 +45,20 @@ def engine_request(planned: Plan, prompt: tuple[int, ...]) -> GenerationRequest:
         stop=planned.stop,
         variants=task.variants if task is not None else None,
         position=task.position if task is not None else "last",
+        label_bias=planned.label_bias,
         logprobs=planned.tokens,
         trace=planned.trace and planned.policy is not None,
     )
+
+
+def _submit(serving: Serving, request: GenerationRequest) -> Future[Generation]:
+    """The engine's future. How long the prompt is, only its tokens tell: positions beyond it are refused by the engine."""
+    try:
+        return serving.engine.submit(request)
+    except InvalidInput as error:
+        if str(error).startswith("positions: "):
+            raise InvalidInput(f"steering.{error}") from None
+        raise
 
 
 async def _encode(serving: Serving, text: str) -> tuple[int, ...]:

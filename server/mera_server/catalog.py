@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mera_server.replies import TaskReply, TasksReply
 from merasteer.errors import MeraError, UnknownTask, Unsupported
 from merasteer.store import Entry, certificate_of, resolve_prefix
-from merasteer.types import Artifact, Positions, ServedTask
+from merasteer.types import Artifact, Method, Positions, ServedTask
 
 __all__ = ["Catalog", "Certificate", "Probe", "probe_of"]
 
@@ -34,6 +34,7 @@ class Probe:
 
     certified: as the artifact says. mismatch: the dtype and attention of calibration where this server runs others, else None;
     such an artifact is served, without its guarantee. baselines: the fixed-strength methods whose vectors are resident.
+    method: its own, the one that was certified. label_bias: one value per label, for the methods that bias the answer.
     """
 
     digest: str
@@ -45,6 +46,8 @@ class Probe:
     mismatch: str | None = None
     certificate: Certificate = field(default_factory=Certificate)
     baselines: frozenset[str] = frozenset({"additive", "contrastive"})
+    method: Method = "mera"
+    label_bias: tuple[float, ...] | None = None
 
     @property
     def key(self) -> str:
@@ -63,6 +66,14 @@ class Probe:
                 f"steering.method: this artifact has no vectors for {method}; use another method or probe"
             )
         return f"{self.digest}/{method}"
+
+    def bias(self, method: Method) -> tuple[float, ...]:
+        """The label bias that `method` applies. Raises Unsupported where the artifact has none."""
+        if self.label_bias is None:
+            raise Unsupported(
+                f"steering.method: this artifact has no label bias for {method}; use another method or probe"
+            )
+        return self.label_bias
 
 
 @dataclass(frozen=True)
@@ -112,14 +123,17 @@ def probe_of(artifact: Artifact, dtype: str, attention: str, baselines: frozense
     steering, runtime = artifact.manifest["steering"], artifact.manifest["runtime"]
     same = runtime["dtype"] == dtype and runtime["attention"] == attention
     tested: dict[str, Any] = certificate_of(artifact.calibration) or {}
+    positions, bias = steering["positions"], artifact.label_bias
     return Probe(
         digest=artifact.digest,
         task=artifact.task,
         certified=artifact.certified,
         alpha=artifact.alpha,
         active=tuple(steering["active_layers"]),
-        positions=steering["positions"],
+        positions=tuple(positions) if isinstance(positions, list) else positions,
         mismatch=None if same else f"dtype {runtime['dtype']} and attention {runtime['attention']}",
         certificate=Certificate(**{name: tested.get(name) for name in Certificate.__dataclass_fields__}),
         baselines=baselines,
+        method=steering.get("method", "mera"),
+        label_bias=None if bias is None else tuple(bias.tolist()),
     )

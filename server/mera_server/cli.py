@@ -5,9 +5,10 @@ Torch and transformers are imported inside the commands that need them: `mera --
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -21,6 +22,23 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mera-server {metadata.version('mera-server')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(serve.serve)
 for stage in stages.COMMANDS:
     app.command()(stage)
@@ -32,15 +50,12 @@ app.command()(tasks.methods)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code of one command line (default: the process's)."""
-    # Threads that spin at OpenMP's barriers starve each other where another process has a core: measured on two cores beside two
-    # busy processes, 7 to 12 requests a second spinning, 230 to 260 sleeping. It counts before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="mera")
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", 130)
     except typer.TyperException as error:
-        return _say(f"{error.format_message()} Try mera --help", 2)
+        return _say(f"{error.format_message().rstrip('.')}. Try mera --help", 2)
     except MeraError as error:
         return _say(str(error), 2 if error.status < 500 else 1)
     except BrokenPipeError:

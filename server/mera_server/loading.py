@@ -58,9 +58,12 @@ def _check_default(name: str, catalog: Catalog) -> None:
 
 def _catalog(engine: Engine, loaded: LoadedModel, stores: Sequence[Path]) -> Catalog:
     identity = identity_of(loaded)
+    if not stores[0].is_dir():
+        log.warning("store %s is no folder: only the built-in artifacts are served", stores[0])
     entries = scan(stores, identity)
+    defaults = {id(default_entry(entries, stores, identity.slug, entry.task)) for entry in entries}
     probes: dict[str, Probe] = {}
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: id(entry) not in defaults):  # a full table drops no task's default
         probe = _register(engine, loaded, entry)
         if probe is not None:
             probes[probe.digest] = probe

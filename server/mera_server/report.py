@@ -68,7 +68,8 @@ def generate_reply(
 
 
 def _decision(plan: Plan, generation: Generation) -> Decision:
-    return plan.decision or ("steered" if generation.steering.steered_cells > 0 else "not_needed")
+    biased = generation.answer is not None and generation.answer.biased
+    return plan.decision or ("steered" if generation.steering.steered_cells > 0 or biased else "not_needed")
 
 
 def _predicted_error(plan: Plan, generation: Generation, touched: bool) -> PredictedErrorReply | None:

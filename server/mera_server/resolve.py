@@ -1,20 +1,38 @@
-"""A request and the catalog -> what is to be done, as one frozen `Plan`. Pure: nothing is run, nothing is read."""
+"""A request and the catalog -> what is to be done, as one frozen `Plan`. Pure: nothing is run, nothing is read.
+
+The method is the one asked for; null is the artifact's own, the one that was certified. Alpha, positions and layers override
+the artifact's. From top to bottom the first line that applies decides:
+
+    logit_bias and an override                                refused: invalid_input, it moves nothing
+    none                                                      off; the readouts are read
+    the server runs with steering off                         abstained, disabled
+    no artifact; or every layer idle (not for logit_bias)     abstained, no_probe
+    additive, contrastive                                     applied, never covered by the certificate
+    logit_bias, mera+bias, no label_bias in the artifact      refused: unsupported
+    mera, mera+bias, an override, and no α from anywhere      refused: alpha_required
+    nothing overridden, and no certificate or no α to move by abstained, uncertified
+    mera, logit_bias, mera+bias                               applied; covered if it is the artifact's own, nothing overridden
+
+So a server never applies on its own account what was not certified; what a request asks for in so many words it does, and tells.
+"""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from mera_server.catalog import Catalog, Probe
 from mera_server.replies import Reason
 from mera_server.schemas import DEFAULT_MAX_NEW_TOKENS, GenerateBody, Parameters, Steering
-from merasteer.errors import AlphaRequired, EmptyInputs, InvalidInput, UnknownField, Unsupported
+from merasteer.errors import AlphaRequired, EmptyInputs, InvalidInput, UnknownField
 from merasteer.tasks import fields_of, matches, render
 from merasteer.types import Decision, Method, Policy, Positions, Sampling, ServedTask
 
 __all__ = ["Limits", "Plan", "plan"]
+
+OVERRIDES = ("alpha", "positions", "layers")
 
 
 @dataclass(frozen=True)
@@ -30,8 +48,9 @@ class Limits:
 class Plan:
     """What one request comes to.
 
-    decision: fixed beforehand (off, abstained), or None where the moved cells will decide. overridden: the parts of the
-    artifact's choice that the request replaces. why: what keeps the certificate from covering this request, empty when it does.
+    decision: fixed beforehand (off, abstained), or None where the moved cells, and the bias if there is one, will decide.
+    label_bias: added where the answer is chosen. overridden: the parts of the artifact's choice that the request replaces.
+    why: what keeps the certificate from covering this request, empty when it does.
     """
 
     prompt: str
@@ -45,6 +64,7 @@ class Plan:
     task: ServedTask | None = None
     probe: Probe | None = None
     policy: Policy | None = None
+    label_bias: tuple[float, ...] | None = None
     decision: Decision | None = "off"
     reason: Reason | None = None
     alpha: float | None = None
@@ -60,23 +80,19 @@ def plan(body: GenerateBody, catalog: Catalog, limits: Limits) -> Plan:
     unsteered = _unsteered(body, task, limits)
     if task is None:
         return unsteered
-    method = cast("Method", steering.method or "mera")
+    method = steering.method or (probe.method if probe is not None else "mera")
     planned = _steered(replace(unsteered, method=method, task=task, probe=probe), steering, catalog, limits)
     rendered = not isinstance(body.inputs, str) or matches(task.template, body.inputs)
     return replace(planned, why=_why(planned, probe, rendered, limits) if probe is not None else ())
 
 
 def _check_supported(body: GenerateBody, steering: Steering) -> None:
-    if steering.method in ("logit_bias", "mera+bias"):
-        raise Unsupported(
-            "steering.method: logit_bias and mera+bias are not yet served; use mera, none, additive or contrastive"
-        )
-    if steering.positions == "last" or isinstance(steering.positions, list):
-        raise Unsupported("steering.positions: last and lists are not yet served; use generation or all")
     if not body.inputs:
         raise EmptyInputs("inputs: empty; give a prompt, or an object with the fields of the task's template")
     if steering.layers is not None and len(set(steering.layers)) < len(steering.layers):
         raise InvalidInput("steering.layers: holds a layer twice; give each layer once")
+    if isinstance(steering.positions, list) and len(set(steering.positions)) < len(steering.positions):
+        raise InvalidInput("steering.positions: holds a position twice; give each position once")
     if steering.strength is not None and steering.method not in ("additive", "contrastive"):
         raise InvalidInput(
             "steering.strength: only additive and contrastive take it; leave it out or choose one of them"
@@ -107,7 +123,7 @@ def _task_and_probe(
 def _unsteered(body: GenerateBody, task: ServedTask | None, limits: Limits) -> Plan:
     """The part of the plan that has nothing to do with steering."""
     parameters = body.parameters or Parameters()
-    budget = parameters.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    budget = parameters.max_new_tokens or (DEFAULT_MAX_NEW_TOKENS if task is None else task.max_new_tokens)
     if budget > limits.max_new_tokens:
         raise InvalidInput(
             f"parameters.max_new_tokens: above the limit of this server; give at most {limits.max_new_tokens}"
@@ -143,28 +159,35 @@ def _prompt(inputs: str | Mapping[str, Any], task: ServedTask | None) -> str:
 def _steered(base: Plan, steering: Steering, catalog: Catalog, limits: Limits) -> Plan:
     """The plan with policy and alpha, and with what is decided before anything runs."""
     layers, probe, method = _layers(steering, base.probe, catalog), base.probe, base.method
-    overridden = tuple(name for name in ("alpha", "positions", "layers") if getattr(steering, name) is not None)
+    overridden = tuple(name for name in OVERRIDES if getattr(steering, name) is not None)
+    if method == "logit_bias" and overridden:
+        raise InvalidInput(
+            f"steering.{overridden[0]}: logit_bias moves nothing and does not take it; leave it out or choose mera or mera+bias"
+        )
     reading = Policy(probe.key) if probe is not None and probe.active else None
     if method == "none":
         return replace(base, policy=reading)
     if not limits.steering:
         return replace(base, policy=reading, decision="abstained", reason="disabled")
-    if probe is None or reading is None:
+    if probe is None or (reading is None and method != "logit_bias"):
         return replace(base, decision="abstained", reason="no_probe")
-    positions: Positions = "all" if (steering.positions or probe.positions) == "all" else "generation"
-    if method != "mera":
+    asked = steering.positions
+    positions: Positions = probe.positions if asked is None else tuple(asked) if isinstance(asked, list) else asked
+    if method == "additive" or method == "contrastive":
         strength = 1.0 if steering.strength is None else steering.strength
         fixed = Policy(probe.baseline(method), None, strength, positions, layers)
         return replace(base, policy=fixed, decision=None, overridden=overridden)
-    if not probe.certified and not overridden:
-        return replace(base, policy=reading, decision="abstained", reason="uncertified")
-    alpha = probe.alpha if steering.alpha is None else steering.alpha
-    if alpha is None:
+    bias = None if method == "mera" else probe.bias(method)
+    moves = method != "logit_bias"
+    alpha = (probe.alpha if steering.alpha is None else steering.alpha) if moves else None
+    if moves and alpha is None and overridden:
         raise AlphaRequired(
             f"steering.alpha: missing, with {overridden[0]} given and no alpha in the artifact; give one in (0, 1)"
         )
-    policy = Policy(probe.key, alpha, 0.0, positions, layers)
-    return replace(base, policy=policy, decision=None, alpha=alpha, overridden=overridden)
+    if not overridden and (not probe.certified or (moves and alpha is None)):
+        return replace(base, policy=reading, decision="abstained", reason="uncertified")
+    applied = Policy(probe.key, alpha, 0.0, positions, layers) if moves else reading
+    return replace(base, policy=applied, label_bias=bias, decision=None, alpha=alpha, overridden=overridden)
 
 
 def _layers(steering: Steering, probe: Probe | None, catalog: Catalog) -> tuple[int, ...] | None:
@@ -186,16 +209,16 @@ def _layers(steering: Steering, probe: Probe | None, catalog: Catalog) -> tuple[
 
 def _why(planned: Plan, probe: Probe, rendered: bool, limits: Limits) -> tuple[str, ...]:
     """Everything that keeps the certificate from covering this request."""
-    budget = probe.task.max_new_tokens
+    budget, searched = probe.task.max_new_tokens, probe.task.position == "exact"  # searched: the label may come late
     reasons = {
         "the artifact is not certified": not probe.certified,
         f"the artifact was calibrated under {probe.mismatch}": probe.mismatch is not None,
         "steering is off on this server": not limits.steering,
-        f"method {planned.method} is not what was certified": planned.method != "mera",
+        f"method {planned.method} is not what was certified": planned.method != probe.method,
         f"{', '.join(planned.overridden)} overridden": bool(planned.overridden),
         "decoding is sampled, not greedy": not planned.sampling.greedy,
         "the prompt does not match the task's template": not rendered,
-        f"max_new_tokens is below the task's {budget}": probe.task.position == "exact"
-        and planned.max_new_tokens < budget,
+        f"max_new_tokens is not the task's {budget}": searched and planned.max_new_tokens != budget,
+        "stop strings may end the answer before its label": searched and bool(planned.stop),
     }
     return tuple(reason for reason, holds in reasons.items() if holds)

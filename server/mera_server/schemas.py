@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
+from merasteer.types import Method, NamedPositions
+
 __all__ = ["DEFAULT_MAX_NEW_TOKENS", "GenerateBody", "Parameters", "Steering", "Strict"]
 
 DEFAULT_MAX_NEW_TOKENS = 16
@@ -90,13 +92,12 @@ class Steering(Strict):
         str | None, Field(pattern="^[0-9a-f]{1,64}$", description="the first hex digits of a digest, see GET /probes")
     ] = None
     method: Annotated[
-        Literal["mera", "none", "additive", "contrastive", "logit_bias", "mera+bias"] | None,
-        Field(description="mera, none, additive or contrastive"),
+        Method | None, Field(description="mera, none, additive, contrastive, logit_bias or mera+bias")
     ] = None
     alpha: Annotated[float | None, Field(gt=0, lt=1, description="a number in the open interval (0, 1)")] = None
     positions: Annotated[
-        Literal["generation", "all", "last"] | list[Annotated[int, Field(ge=0)]] | None,
-        Field(description="generation or all"),
+        NamedPositions | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None,
+        Field(description="generation, all, last, or an array of different prompt positions, counted from 0"),
     ] = None
     layers: Annotated[
         list[Annotated[int, Field(ge=0)]] | None,

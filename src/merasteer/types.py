@@ -53,7 +53,7 @@ Direction = Literal["euclidean", "covariance", "contrastive"]
 NamedPositions = Literal["generation", "all", "last"]
 Positions = NamedPositions | tuple[int, ...]  # a tuple: 0-based indices into the prompt
 AnswerPosition = Literal["last", "exact"]
-Method = Literal["mera", "none", "additive", "contrastive"]
+Method = Literal["mera", "none", "additive", "contrastive", "logit_bias", "mera+bias"]
 Decision = Literal["steered", "not_needed", "abstained", "off"]
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
@@ -81,12 +81,21 @@ class SplitSizes:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where rows come from: a local file, or a data set on a hub."""
+    """Where rows come from, a local file or a data set on a hub, and what their columns are called.
+
+    label: its column. label_index: whether a whole number there is an index into the task's labels. config: the hub's
+    configurations, read one after another; none means its default. fields: a template's field -> its column, where the names
+    differ. where: column -> the values one of which a row must have there.
+    """
 
     label: str
     path: Path | None = None
     hub: str | None = None
     split: str | None = None
+    config: tuple[str, ...] = ()
+    fields: Mapping[str, str] = field(default_factory=dict, hash=False)
+    where: Mapping[str, tuple[str | int | bool, ...]] = field(default_factory=dict, hash=False)
+    label_index: bool = False
 
 
 @dataclass(frozen=True)

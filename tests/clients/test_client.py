@@ -62,6 +62,8 @@ async def test_every_option_reaches_the_body(call, server):
 async def test_steering_is_a_value_or_a_mapping_sent_as_it_is(call, server):
     await call("generate", "hello", steering=Steering(task="sms_spam"))
     assert server.body["steering"] == {"task": "sms_spam"}
+    await call("generate", "hello", steering=Steering(task="sms_spam", method="mera+bias", positions="last"))
+    assert server.body["steering"] == {"task": "sms_spam", "method": "mera+bias", "positions": "last"}
     await call("generate", "hello", steering={"task": "sms_spam", "alpha": None})
     assert server.body["steering"] == {"task": "sms_spam", "alpha": None}
 
@@ -107,12 +109,13 @@ async def test_tasks_come_in_the_servers_order(call, server):
 
 async def test_probes_keep_all_that_the_server_said(call, server):
     loaded = {"digest": "3fa9", "status": "loaded", "certified": True, "layers": [0, 3], "gain": 0.12, "chances": 1}
+    loaded["method"] = "mera+bias"
     rejected = {"digest": None, "status": "rejected", "reason": "other weights", "certified": None, "layers": None}
     server.answer = httpx.Response(200, json={"probes": [loaded, rejected]})
     first, second = await call("probes")
     assert (first.certified, first.layers, first.gain) == (True, (0, 3), 0.12)
-    assert first.raw["chances"] == 1
-    assert (second.status, second.reason, second.certified) == ("rejected", "other weights", None)
+    assert (first.method, first.raw["chances"]) == ("mera+bias", 1)
+    assert (second.status, second.reason, second.certified, second.method) == ("rejected", "other weights", None, None)
 
 
 async def test_one_probe_is_asked_for_by_an_escaped_digest(call, server):

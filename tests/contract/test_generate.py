@@ -150,6 +150,30 @@ async def test_positions_and_layers(ask: Ask, serving: Serving) -> None:
     assert one["mera"]["guarantee"]["why"] == "layers overridden"
 
 
+async def test_the_last_position_and_listed_ones(ask: Ask, serving: Serving) -> None:
+    active = len(serving.catalog.latest["demo_spam"].active)
+    for positions, tokens in (("last", 1), ([0], 1), ([3, 0, 1], 3)):
+        steering = {"positions": positions, "alpha": 0.001}
+        found = await ask(FIELDS, "demo_spam", steering=steering, parameters={"max_new_tokens": 3})
+        counts = found["mera"]["steering"]
+        assert (counts["tokens"], counts["cells"]) == (tokens, tokens * active)
+        assert found["mera"]["guarantee"]["why"] == "alpha, positions overridden"
+    everywhere = list(range(found["details"]["prompt_tokens"]))
+    listed = await ask(FIELDS, "demo_spam", steering={"positions": everywhere}, parameters={"max_new_tokens": 1})
+    named = await ask(FIELDS, "demo_spam", steering={"positions": "all"}, parameters={"max_new_tokens": 1})
+    assert listed == named
+
+
+async def test_a_position_beyond_the_prompt(client: httpx.AsyncClient, serving: Serving) -> None:
+    beyond = len(serving.engine.encode(PROMPT))
+    for position, status in ((beyond - 1, 200), (beyond, 422)):
+        body = {"inputs": PROMPT, "steering": {"task": "demo_spam", "positions": [0, position]}}
+        response = await client.post("/generate", json=body)
+        assert response.status_code == status, response.text
+    assert response.json()["error"]["code"] == "invalid_input"
+    assert response.json()["error"]["message"].startswith("steering.positions: ")
+
+
 async def test_why_names_sampling_and_prompt(ask: Ask) -> None:
     sampled = await ask(FIELDS, "demo_spam", parameters={"temperature": 0.8, "seed": 3})
     assert sampled["mera"]["guarantee"]["why"] == "decoding is sampled, not greedy"

@@ -26,6 +26,10 @@ def steering(name: str, value: Any) -> dict[str, Any]:
     return given("steering", name, value)
 
 
+def biased(name: str, value: Any) -> dict[str, Any]:
+    return {"inputs": "Desk A.", "steering": {"task": "demo_spam", "method": "logit_bias", name: value}}
+
+
 BODIES: list[tuple[str, Any, str]] = [  # code, body, what the message names
     ("invalid_input", [SECRET], "body"),
     ("invalid_input", SECRET, "body"),
@@ -91,15 +95,24 @@ BODIES: list[tuple[str, Any, str]] = [  # code, body, what the message names
     ("unknown_probe", steering("probe", "0" * 64), "probe"),
     ("invalid_input", steering("probe", SECRET), "steering.probe"),
     ("invalid_input", steering("method", SECRET), "steering.method"),
-    ("unsupported", steering("method", "logit_bias"), "steering.method"),
-    ("unsupported", steering("method", "mera+bias"), "steering.method"),
+    ("invalid_input", steering("method", [SECRET]), "steering.method"),
+    ("invalid_input", biased("alpha", 0.5), "steering.alpha"),
+    ("invalid_input", biased("positions", "last"), "steering.positions"),
+    ("invalid_input", biased("layers", [0]), "steering.layers"),
+    ("invalid_input", biased("strength", 1.0), "steering.strength"),
     ("invalid_input", steering("alpha", 0), "steering.alpha"),
     ("invalid_input", steering("alpha", 1), "steering.alpha"),
     ("invalid_input", steering("alpha", SECRET), "steering.alpha"),
     ("invalid_input", steering("positions", SECRET), "steering.positions"),
-    ("unsupported", steering("positions", "last"), "steering.positions"),
-    ("unsupported", steering("positions", [0, 1]), "steering.positions"),
+    ("invalid_input", steering("positions", []), "steering.positions"),
     ("invalid_input", steering("positions", [-1]), "steering.positions"),
+    ("invalid_input", steering("positions", [1, 0, 1]), "steering.positions"),
+    ("invalid_input", steering("positions", [True]), "steering.positions"),
+    ("invalid_input", steering("positions", [0.0]), "steering.positions"),
+    ("invalid_input", steering("positions", ["0"]), "steering.positions"),
+    ("invalid_input", steering("positions", [0, LARGE]), "steering.positions"),
+    ("invalid_input", steering("positions", [2**70]), "steering.positions"),
+    ("invalid_input", steering("positions", LARGE), "steering.positions"),
     ("invalid_input", steering("layers", []), "steering.layers"),
     ("invalid_input", steering("layers", [0, 0]), "steering.layers"),
     ("invalid_input", steering("layers", [-1]), "steering.layers"),

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from mera_server.loading import Serving
 from mera_server.settings import Settings
 
+from merasteer.types import METHODS
+
 
 async def test_tasks(client: httpx.AsyncClient, serving: Serving) -> None:
     tasks = (await client.get("/tasks")).json()["tasks"]
@@ -30,6 +32,8 @@ async def test_probes(client: httpx.AsyncClient, serving: Serving, settings: Set
     assert {probe["digest"] for probe in probes if probe["status"] == "loaded"} == set(serving.catalog.probes)
     rejected = [probe for probe in probes if probe["status"] == "rejected"]
     assert len(rejected) == 1
+    assert rejected[0]["method"] is None
+    assert {probe["method"] for probe in probes if probe["status"] == "loaded"} <= set(METHODS) - {"none"}
     assert rejected[0]["reason"]
     assert str(settings.store) not in response.text
 

@@ -17,7 +17,7 @@ from merasteer.errors import BadSplits, InvalidInput
 from merasteer.pipeline import Options, run
 
 KEYS = {
-    "task", "model", "decision", "reason", "artifact", "alpha", "hook_point", "direction", "n", "accuracy", "spi",
+    "task", "model", "decision", "reason", "artifact", "method", "alpha", "hook_point", "direction", "n", "accuracy", "spi",
     "spi_interval", "level", "recall", "certificate", "seconds",
 }  # fmt: skip
 FEW = Options(ordering=100)
@@ -38,6 +38,7 @@ def test_a_planted_failure_is_repaired_and_certified(finished) -> None:
     assert report["certificate"]["test"] == "mcnemar"
     assert report["certificate"]["p_value"] <= 0.05
     assert report["certificate"]["candidates"] == 60
+    assert report["method"] == "mera"
     assert set(report["seconds"]) == {"collect", "fit", "calibrate", "evaluate"}
 
 
@@ -73,7 +74,7 @@ def test_random_labels_abstain(loaded: LoadedModel, make_task, tmp_path: Path) -
     assert report is not None
     assert report["decision"] == "abstained"
     assert report["reason"] in ("uncertified", "no_probe")
-    assert report["alpha"] is report["hook_point"] is report["direction"] is None
+    assert report["alpha"] is report["hook_point"] is report["direction"] is report["method"] is None
     assert (report["spi"], report["spi_interval"]) == (0.0, [0.0, 0.0])
     assert report["accuracy"]["steered"] == report["accuracy"]["unsteered"]
     if report["reason"] == "uncertified":
@@ -84,14 +85,24 @@ def test_random_labels_abstain(loaded: LoadedModel, make_task, tmp_path: Path) -
         assert report["certificate"]["p_value"] > 0.05
 
 
-def test_one_class_alone_is_no_probe_and_publishes_nothing(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
+def test_one_class_alone_is_no_probe_and_publishes_an_artifact_that_says_so(
+    loaded: LoadedModel, make_task, tmp_path: Path
+) -> None:
     report = run(loaded, make_task(relabel=lambda row: "yes"), tmp_path / "store", FEW)
     assert report is not None
     assert (report["decision"], report["reason"]) == ("abstained", "no_probe")
-    assert report["artifact"] is report["certificate"] is None
+    assert report["certificate"] is None
+    [entry] = artifacts.scan([tmp_path / "store"])
+    assert entry.digest == report["artifact"]
+    assert entry.artifact is not None
+    assert (entry.artifact.certified, entry.artifact.alpha, entry.artifact.vectors.active_layers) == (False, None, ())
     assert set(report) == KEYS
     assert report["recall"]["no"] == [None, None]
-    assert artifacts.scan([tmp_path / "store"]) == []
+
+
+def test_the_papers_bound_cannot_certify() -> None:
+    with pytest.raises(InvalidInput, match="test: 'paper' is not one of mcnemar, betting, hoeffding"):
+        Options(test="paper")
 
 
 def test_stages_one_by_one_are_the_run(loaded: LoadedModel, finished, tmp_path: Path) -> None:
@@ -138,7 +149,8 @@ def test_too_few_rows_are_refused_with_the_remedy(
 def test_bad_options_and_hook_points_are_refused(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
     for wrong in (
         {"delta": 0.0}, {"epsilon": 1.0}, {"chances": 0}, {"seed": -1}, {"hook_points": ()}, {"directions": ("up",)},
-        {"grid": "linear"}, {"family": "forest"}, {"positions": "some"}, {"test": "mcnemar", "epsilon": 0.1}, {"test": "t"},
+        {"grid": "linear"}, {"family": "forest"}, {"positions": "some"}, {"layers": "some"}, {"candidates": ()}, {"candidates": ("luck",)},
+        {"candidates": ("mera", "mera")}, {"test": "mcnemar", "epsilon": 0.1}, {"test": "t"},
     ):  # fmt: skip
         with pytest.raises(InvalidInput, match=next(iter(wrong))):
             Options(**wrong)  # type: ignore[arg-type]

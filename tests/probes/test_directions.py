@@ -42,6 +42,35 @@ def test_readouts_point_at_error_and_steps_away_from_it(planted, name: Direction
         assert float(vectors.weight[layer].double() @ vectors.step[layer].double()) == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["contrastive", "logistic"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_planted_direction_of_known_sign_is_pointed_at(planted, kind: str, sign: float) -> None:
+    """Error lies along sign · `true`: the readout rises that way, and the step of the closed form goes the other."""
+    target = sign * planted.target
+    if kind == "logistic":
+        probes = fit_probes(planted.activations, (target > 0.5).astype(float), "logistic")
+        names: list[Direction] = ["euclidean", "covariance"]
+    else:
+        probes, names = contrastive_probes(planted.activations, target), ["contrastive"]
+    away = torch.from_numpy(sign * planted.true)
+    for vectors in directions("residual", planted.activations, probes, [0, 2], 0, names).values():
+        assert vectors.active_layers == (0, 2)
+        for layer in (0, 2):
+            h = planted.activations[:, layer]
+            z = readout_of(vectors, layer, h)
+            assert float(vectors.weight[layer].double() @ away) > 0
+            assert np.corrcoef(z.numpy(), target)[0, 1] > 0.6
+            moved = move(h, coefficient(z, torch.tensor(-1.0)), vectors.step[layer])
+            shift = (moved - h).double() @ away
+            assert (shift <= 0).all()
+            assert (shift < 0).any()
+            assert (readout_of(vectors, layer, moved) <= -1.0 + 1e-4).all()
+
+
+def readout_of(vectors: SteeringVectors, layer: int, h: torch.Tensor) -> torch.Tensor:
+    return readout(h, vectors.weight[layer], vectors.bias[layer])
+
+
 def test_covariance_step_recovers_the_direction_that_the_error_moves_along(planted) -> None:
     """h = error · true + noise: Σw is close to `true` though w itself bends away from high-variance noise."""
     step = vectors_of(planted, "covariance").step[0].numpy()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from mera_server.bridge import engine_request
+from mera_server.catalog import Catalog, Probe
 from mera_server.resolve import Plan
 
 from merasteer.types import GenerationRequest, Policy, Sampling
@@ -29,6 +31,15 @@ def test_every_field_reaches_the_engine(make_plan: MakePlan) -> None:
         logprobs=True,
         trace=True,
     )
+
+
+def test_the_label_bias_reaches_the_engine(make_plan: MakePlan, catalog: Catalog, good: Probe) -> None:
+    own = replace(good, method="logit_bias", alpha=None, label_bias=(0.5, -0.5))
+    made = make_plan({"steering": {"task": "good"}}, catalog=replace(catalog, latest={"good": own}))
+    found = engine_request(made, (1,))
+    assert (found.label_bias, found.policy, found.variants) == ((0.5, -0.5), Policy("aa" * 32), ((1,), (2, 3)))
+    plain = engine_request(make_plan({"steering": {"task": "good"}}), (1,))
+    assert plain.label_bias is None
 
 
 def test_a_plain_request_asks_for_nothing_more(make_plan: MakePlan) -> None:

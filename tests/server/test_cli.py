@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -35,7 +36,6 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return {"decision": "abstained"}
 
     monkeypatch.setattr(pipeline, "run", run)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # main sets it only where it is not
     for name in ("MERA_STORE", "MERA_OUT", "MERA_SEED", "MERA_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return calls
@@ -57,8 +57,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         (["run", "--model", "m", "--task", "t", "--delta", "2"], "delta"),
         (["run", "--model", "m", "--task", "t", "--positions", "some"], "positions"),
         (["tasks", "show", "absent_task"], "absent_task"),
-        (["probes", "show", "abc", "--store", "/absent"], "probe"),
-        (["probes", "verify", "abc", "--store", "/absent"], "'abc'"),
+        (["probes", "show", "abc"], "probe"),
+        (["probes", "list", "--store", "/absent"], "store: no such folder '/absent'"),
+        (["probes", "verify", "abc"], "'abc'"),
         (["probes", "plant", "--model", "m", "--task", "sms_spam", "--hook-point", "here"], "'here'"),
     ],
 )
@@ -92,6 +93,30 @@ def test_help_is_zero(capsys: pytest.CaptureFixture[str], arguments: list[str]) 
 def test_help_needs_no_torch() -> None:
     code = "import sys, mera_server.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["mera_server.cli", "mera_server.app", "mera_server.loading"])
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_openmp_waits_without_spinning_from_before_torch_is_loaded(
+    module: str, given: str | None, expected: str
+) -> None:
+    code = f"""
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+            sys.exit(0)
+sys.meta_path.insert(0, Watch())
+import {module}
+import torch
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (found.returncode, found.stdout.strip()) == (0, expected)
 
 
 def test_methods_are_the_servers(capsys: pytest.CaptureFixture[str]) -> None:

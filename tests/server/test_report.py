@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from mera_server.catalog import Catalog, Probe
 from mera_server.replies import GenerateReply, MeraReply
 from mera_server.report import brief, generate_reply, mera_object
 from mera_server.resolve import Plan
@@ -65,6 +66,31 @@ def test_every_field_of_a_steered_answer(make_plan: MakePlan) -> None:
 def test_nothing_moved_is_not_needed(make_plan: MakePlan) -> None:
     still = replace(GENERATION, steering=SteeringCounts(2, 0, 6, 0))
     assert mera_object(make_plan({"steering": {"task": "good"}}), still, decode).decision == "not_needed"
+
+
+@pytest.mark.parametrize(
+    ("method", "cells", "biased", "decision"),
+    [
+        ("logit_bias", 0, True, "steered"),
+        ("logit_bias", 0, False, "not_needed"),
+        ("mera+bias", 3, False, "steered"),
+        ("mera+bias", 0, True, "steered"),
+        ("mera+bias", 0, False, "not_needed"),
+    ],
+)
+def test_a_bias_steers_where_it_changed_the_answer(
+    make_plan: MakePlan, catalog: Catalog, good: Probe, method: str, cells: int, biased: bool, decision: str
+) -> None:
+    own = replace(good, method=method, label_bias=(0.0, 1.0), alpha=None if method == "logit_bias" else 0.3)  # type: ignore[arg-type]
+    found = make_plan({"steering": {"task": "good"}}, catalog=replace(catalog, latest={"good": own}))
+    generation = replace(
+        GENERATION, steering=SteeringCounts(2, cells, 6, cells), answer=Answer(1, (0.1, 0.9), biased=biased)
+    )
+    mera = mera_object(found, generation, decode)
+    assert (mera.method, mera.decision, mera.alpha) == (method, decision, own.alpha)
+    assert mera.guarantee is not None
+    assert (mera.guarantee.certified, mera.guarantee.why) == (True, None)
+    assert set(mera.model_dump()["answer"]) == {"label", "probabilities"}
 
 
 def test_no_task_is_nulls_and_zeros(make_plan: MakePlan) -> None:

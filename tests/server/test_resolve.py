@@ -51,6 +51,15 @@ def test_the_default_task_is_steered(make_plan: MakePlan) -> None:
         ({"probe": "aa"}, None, None, 0.3, Policy(GOOD, 0.3)),
         ({"task": "good", "alpha": 0.1}, None, None, 0.1, Policy(GOOD, 0.1)),
         ({"task": "good", "positions": "all"}, None, None, 0.3, Policy(GOOD, 0.3, positions="all")),
+        ({"task": "good", "positions": "last"}, None, None, 0.3, Policy(GOOD, 0.3, positions="last")),
+        ({"task": "good", "positions": [4, 0]}, None, None, 0.3, Policy(GOOD, 0.3, positions=(4, 0))),
+        (
+            {"task": "good", "method": "additive", "positions": [2]},
+            None,
+            None,
+            None,
+            Policy(f"{GOOD}/additive", None, 1.0, (2,)),
+        ),
         ({"task": "good", "layers": [3, 0, 1]}, None, None, 0.3, Policy(GOOD, 0.3, layers=(0, 3))),
         ({"task": "good", "method": "none"}, "off", None, None, Policy(GOOD)),
         ({"task": "good", "method": "additive"}, None, None, None, Policy(f"{GOOD}/additive", None, 1.0)),
@@ -139,6 +148,14 @@ def test_an_answer_that_is_searched_for_needs_the_tasks_budget(
     assert (found.why == ()) is covered
 
 
+def test_the_artifacts_own_positions(make_plan: MakePlan, catalog: Catalog, good: Probe) -> None:
+    for own in ("last", "all", (0, 2)):
+        other = replace(catalog, latest={"good": replace(good, positions=own)})  # type: ignore[arg-type]
+        assert make_plan({"steering": {"task": "good"}}, catalog=other).policy == Policy(GOOD, 0.3, positions=own)  # type: ignore[arg-type]
+        asked = make_plan({"steering": {"task": "good", "positions": "generation"}}, catalog=other)
+        assert asked.policy == Policy(GOOD, 0.3)
+
+
 def test_objects_are_rendered(make_plan: MakePlan) -> None:
     assert make_plan({"inputs": {"text": "{x}"}, "steering": {"task": "bare"}}).prompt == "Say: {x} Label:"
 
@@ -168,12 +185,14 @@ def test_objects_are_rendered(make_plan: MakePlan) -> None:
         (
             {"steering": {"task": "good", "method": "logit_bias"}},
             Unsupported,
-            "steering.method: logit_bias and mera.bias are not yet",
+            "steering.method: .* no label bias for logit",
         ),
-        ({"steering": {"task": "good", "method": "mera+bias"}}, Unsupported, "steering.method: "),
         ({"steering": {"task": "weak", "method": "contrastive"}}, Unsupported, "no vectors for contrastive"),
-        ({"steering": {"task": "good", "positions": "last"}}, Unsupported, "steering.positions: last and lists"),
-        ({"steering": {"task": "good", "positions": [0]}}, Unsupported, "steering.positions: last and lists"),
+        (
+            {"steering": {"task": "good", "positions": [3, 0, 3]}},
+            InvalidInput,
+            "steering.positions: holds a position twice",
+        ),
         ({"steering": {"task": "good", "layers": [1, 1]}}, InvalidInput, "steering.layers: holds a layer twice"),
         ({"steering": {"task": "good", "layers": [4]}}, InvalidInput, "steering.layers: .* from 0 to 3"),
         ({"steering": {"task": "bare", "layers": [4]}}, InvalidInput, "steering.layers: .* from 0 to 3"),

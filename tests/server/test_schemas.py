@@ -80,6 +80,13 @@ def test_streaming_is_unsupported_for_now() -> None:
             "steering.layers: got an array that is not allowed",
         ),
         (
+            b'{"inputs": "x", "steering": {"positions": []}}',
+            InvalidInput,
+            "steering.positions: got an array that is not allowed; give generation, all, last, or an array",
+        ),
+        (b'{"inputs": "x", "steering": {"positions": [true]}}', InvalidInput, "steering.positions: got "),
+        (b'{"inputs": "x", "steering": {"positions": [1.0]}}', InvalidInput, "steering.positions: got "),
+        (
             b'{"inputs": "x", "steering": {"alpha": 1}}',
             InvalidInput,
             "steering.alpha: got an integer that is out of range; give a number",

@@ -81,3 +81,34 @@ def test_the_certificate_is_that_of_the_candidate_tested(parts: Any) -> None:
     _abstain(parts.calibration)
     assert certificate_of(parts.calibration) == found
     assert certificate_of({**parts.calibration, "tested": []}) is None
+
+
+def test_a_method_may_stand_beside_a_candidate(parts: Any) -> None:
+    parts.calibration["candidates"][1]["method"] = "logit_bias"
+    validate(parts.calibration)
+    parts.calibration["candidates"][1]["method"] = "prayer"
+    with pytest.raises(BadArtifact, match=r"candidates\[1\]\.method: 'prayer'"):
+        validate(parts.calibration)
+
+
+def test_the_method_that_is_served_is_the_one_that_was_certified(parts: Any) -> None:
+    steering = parts.manifest["steering"]
+    steering["method"] = "mera+bias"
+    with pytest.raises(BadArtifact, match=r"steering\.method: 'mera\+bias' is not the certified 'mera'"):
+        agree(parts.manifest, parts.calibration)
+    parts.calibration["candidates"][0]["method"] = "mera+bias"
+    agree(parts.manifest, parts.calibration)
+    del steering["method"]
+    with pytest.raises(BadArtifact, match=r"steering\.method: 'mera' is not the certified"):
+        agree(parts.manifest, parts.calibration)
+
+
+def test_a_certified_bias_stands_beside_readouts_that_only_watch(parts: Any) -> None:
+    parts.calibration["candidates"][1]["method"] = parts.calibration["chosen"] = "logit_bias"
+    parts.calibration["tested"][0]["key"] = "logit_bias"
+    parts.manifest["steering"].update(method="logit_bias", alpha=None)
+    validate(parts.calibration)
+    agree(parts.manifest, parts.calibration)
+    parts.manifest["steering"]["alpha"] = 0.3
+    with pytest.raises(BadArtifact, match=r"steering\.alpha: 0\.3 is not the certified None"):
+        agree(parts.manifest, parts.calibration)

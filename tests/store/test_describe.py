@@ -16,5 +16,6 @@ def test_a_summary_is_flat_json_without_a_path(make: Any, tmp_path: Path, identi
     assert (loaded["model"], loaded["task"], loaded["certified"], loaded["alpha"]) == ("owner/name", "spam", True, 0.3)
     assert (loaded["test"], loaded["gain"], loaded["lower_bound"], loaded["n"]) == ("mcnemar", 0.12, 0.05, 250)
     assert (loaded["layers"], loaded["candidates"], loaded["reason"]) == ([0, 2], 2, None)
+    assert loaded["method"] == "mera"
     assert "is missing" in rejected["reason"]
     assert rejected["digest"] is None

@@ -20,11 +20,26 @@ def test_a_good_manifest_is_returned_as_it_is(manifest: dict[str, Any]) -> None:
     assert validate(manifest) is manifest
 
 
+def test_a_method_and_an_auroc_may_stand_and_enter_the_digest(manifest: dict[str, Any]) -> None:
+    assert "method" not in manifest["steering"]
+    plain = digest_of(manifest)
+    manifest["steering"]["method"] = "mera+bias"
+    manifest["probe"]["scores"][0]["auroc"] = 0.75
+    assert validate(manifest) is manifest
+    assert digest_of(manifest) != plain
+    manifest["steering"].update(method="mera", alpha=None)
+    with pytest.raises(BadArtifact, match=r"steering\.alpha: null"):
+        validate(manifest)
+    manifest["steering"].update(method="logit_bias", active_layers=[])
+    validate(manifest)
+
+
 def test_the_digest_leaves_itself_out_and_nothing_else(manifest: dict[str, Any]) -> None:
     assert digest_of(manifest) == manifest["digest"] == digest_of({**manifest, "digest": "x"})
     assert digest_of({**manifest, "certified": False}) != manifest["digest"]
 
 
+SCORE = {"layer": 0, "rmse": 0.2, "dummy_rmse": 0.4, "standard_error": 0.01, "idle": False}
 CASES: list[tuple[str, Any, str]] = [
     ("schema", 2, "upgrade mera-server"),
     ("schema", True, "upgrade mera-server"),
@@ -54,10 +69,17 @@ CASES: list[tuple[str, Any, str]] = [
     ("steering.active_layers", [0, 3], r"steering\.active_layers"),
     ("steering.active_layers", [], r"steering\.active_layers"),
     ("steering.active_layers", [0, 1, 2], r"probe\.scores\[1\]\.idle"),
-    ("steering.positions", "last", r"steering\.positions"),
+    ("steering.positions", "some", r"steering\.positions"),
+    ("steering.method", "prayer", r"steering\.method.*mera, logit_bias, mera\+bias"),
+    ("steering.method", None, r"steering\.method"),
+    ("steering.method", "logit_bias", r"steering\.alpha: 0\.3, yet a logit bias alone has none"),
+    ("steering.surprise", 1, "steering: unknown field 'surprise'"),
     ("steering.report_layer", 3, r"steering\.report_layer"),
     ("probe.family", None, r"probe\.family"),
     ("probe.scores", [{"layer": 0}], r"probe\.scores\[0\]\.dummy_rmse: is missing"),
+    ("probe.scores", [{**SCORE, "auroc": 1.5}], r"probe\.scores\[0\]\.auroc: 1\.5"),
+    ("probe.scores", [{**SCORE, "auroc": None}], r"probe\.scores\[0\]\.auroc: None"),
+    ("probe.scores", [{**SCORE, "luck": 1.0}], r"probe\.scores\[0\]: unknown field 'luck'"),
     ("runtime.dtype", 32, r"runtime\.dtype"),
     ("splits.test", ["a1"], "shares the row 'a1' with train"),
     ("splits.train", ["a1", "a1"], "twice"),

@@ -189,3 +189,17 @@ def test_every_flipped_byte_is_noticed(parts: Any, tmp_path: Path, identity: Mod
 
 def test_the_same_model_under_another_name_is_served(parts: Any, tmp_path: Path, identity: ModelIdentity) -> None:
     assert load(parts.publish(tmp_path), replace(identity, id="a-local-copy")).certified
+
+
+def test_a_certified_bias_without_any_readout_is_published_and_loaded(parts: Any, tmp_path: Path) -> None:
+    chosen = {**parts.calibration["candidates"][1], "method": "logit_bias"}
+    tested = {**parts.calibration["tested"][0], "key": "logit_bias"}
+    parts.calibration.update(candidates=[chosen], tested=[tested], chosen="logit_bias")
+    parts.manifest["steering"].update(method="logit_bias", alpha=None, active_layers=[])
+    parts.manifest["probe"]["scores"] = []
+    for name in ("weight", "step", "bias"):
+        parts.tensors[name] = torch.zeros_like(parts.tensors[name])
+    found = load(parts.publish(tmp_path))
+    assert (found.certified, found.alpha, found.vectors.active_layers) == (True, None, ())
+    assert found.manifest["steering"]["method"] == "logit_bias"
+    assert found.label_bias is not None

@@ -68,3 +68,14 @@ def test_tensors_that_the_manifest_does_not_describe_are_refused(
     spoil(parts.tensors)
     with pytest.raises(BadArtifact, match=reason):
         check(parts.tensors, parts.manifest)
+
+
+@pytest.mark.parametrize("method", ["logit_bias", "mera+bias"])
+def test_a_method_with_a_bias_needs_it(parts: Any, method: str) -> None:
+    parts.manifest["steering"]["method"] = method
+    check(parts.tensors, parts.manifest)
+    del parts.tensors["label_bias"]
+    with pytest.raises(BadArtifact, match="label_bias: is missing"):
+        check(parts.tensors, parts.manifest)
+    del parts.manifest["steering"]["method"]
+    check(parts.tensors, parts.manifest)

@@ -11,6 +11,7 @@ from merasteer.errors import BadTask, UnknownTask
 from merasteer.tasks import builtin_names, load_task
 from merasteer.types import DataSource, SplitSizes
 
+BUILTIN = ("mmlu_high_school", "mmlu_professional", "sentiment_analysis", "sms_spam", "yes_no_question")
 MINIMAL = 'name = "mine"\nlabels = ["ham", "spam"]\n[prompt]\ntemplate = "Is {text} spam?"\n'
 
 
@@ -44,6 +45,25 @@ def test_a_full_file_is_read_key_by_key(write):
     assert (task.position, task.max_new_tokens) == ("exact", 3)
     assert task.data == DataSource("class", path=file.parent / "rows.csv")
     assert task.splits == SplitSizes(4, 3, 2, True, 7)
+
+
+def test_a_source_is_read_key_by_key(write):
+    file = write(
+        DATA + 'hub = "a/b"\nsplit = "test"\nconfig = ["c", "d"]\nlabel = "answer"\nlabel_index = true\n'
+        '[data.fields]\ntext = "sms"\n[data.where]\nkind = ["x", 3]\nkept = true\n'
+    )
+    assert load_task(file).data == DataSource(
+        "answer",
+        hub="a/b",
+        split="test",
+        config=("c", "d"),
+        fields={"text": "sms"},
+        where={"kind": ("x", 3), "kept": (True,)},
+        label_index=True,
+    )
+    one = load_task(write(DATA + 'hub = "a/b"\nconfig = "c"\n'))
+    assert one.data == DataSource("label", hub="a/b", config=("c",))
+    assert hash(one.data) == hash(one.data)
 
 
 def test_exact_generates_eight_tokens_and_capitals_give_no_repeats(write):
@@ -98,6 +118,19 @@ DATA, VARIANTS = MINIMAL + "[data]\n", MINIMAL.replace("[prompt]", "[variants]\n
         (DATA + 'hub = "just-a-name"\n', "data.hub: 'just-a-name' is not owner/name"),
         (DATA + 'path = "a.csv"\nlabel = " "\n', "data.label: missing or blank"),
         (DATA + 'path = "a.csv"\nlabel = "text"\n', "data.label: 'text' is also a field of the template"),
+        (DATA + 'path = "a.csv"\nconfig = "b"\n', "data.config: 'b' is given with path"),
+        (DATA + 'hub = "a/b"\nconfig = []\n', "data.config: has 0 entries, at least 1"),
+        (DATA + 'hub = "a/b"\nconfig = ""\n', "data.config: missing or blank"),
+        (DATA + 'hub = "a/b"\nconfig = 3\n', "data.config: 3 is not an array"),
+        (DATA + 'hub = "a/b"\nconfig = ["c", "c"]\n', "data.config: 'c' occurs twice"),
+        (DATA + 'path = "a.csv"\nfields = "sms"\n', "data.fields: 'sms' is not a table"),
+        (DATA + 'path = "a.csv"\n[data.fields]\nbody = "sms"\n', "data.fields.body: unknown key; known are text"),
+        (DATA + 'path = "a.csv"\n[data.fields]\ntext = 1\n', "data.fields.text: 1 is not a string"),
+        (DATA + 'path = "a.csv"\n[data.fields]\ntext = "label"\n', "data.label: 'label' is also a field"),
+        (DATA + 'path = "a.csv"\n[data.where]\nkind = []\n', "data.where.kind: [] is no value to compare with"),
+        (DATA + 'path = "a.csv"\n[data.where]\nkind = 0.5\n', "data.where.kind: 0.5 is no value"),
+        (DATA + 'path = "a.csv"\n[data.where]\nkind = [{}]\n', "data.where.kind: [{}] is no value"),
+        (DATA + 'path = "a.csv"\nlabel_index = 1\n', "data.label_index: 1 is not true or false"),
         (MINIMAL + "[splits]\ntrain = -1\n", "splits.train: -1 is below 1"),
         (MINIMAL + "[splits]\ntest = 0\n", "splits.test: 0 is below 1"),
         (MINIMAL + "[splits]\ncalibration = 2.5\n", "splits.calibration: 2.5 is not a whole number"),
@@ -122,18 +155,18 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_builtin_tasks_load_and_carry_their_file_name():
-    assert builtin_names() == ("sms_spam",)
+    assert builtin_names() == BUILTIN
     for name in builtin_names():
         assert load_task(name).name == name
     spam = load_task("sms_spam")
     assert spam.labels == ("ham", "spam")
-    assert spam.data == DataSource("label", hub="ucirvine/sms_spam", split="train")
+    assert spam.data == DataSource("label", hub="ucirvine/sms_spam", split="train", fields={"text": "sms"})
     assert spam.splits == SplitSizes(3000, 250, 250)
 
 
 @pytest.mark.parametrize("name", ["nope", "", ".", "..", "sms spam"])
 def test_an_unknown_name_is_told_the_known_ones(name):
-    with pytest.raises(UnknownTask, match="known are sms_spam, or give the path"):
+    with pytest.raises(UnknownTask, match=r"known are .*, sms_spam, yes_no_question, or give the path"):
         load_task(name)
 
 
@@ -142,7 +175,7 @@ def test_search_folders_come_before_the_builtin_tasks(write, tmp_path):
     write(MINIMAL.replace('"mine"', '"sms_spam"'), "sms_spam.toml")
     assert load_task("mine", search=(tmp_path / "absent", tmp_path)).name == "mine"
     assert load_task("sms_spam", search=(tmp_path,)).template == "Is {text} spam?"
-    assert builtin_names((tmp_path,)) == ("mine", "sms_spam")
+    assert builtin_names((tmp_path,)) == ("mine", *BUILTIN)
 
 
 def test_a_task_found_by_name_must_carry_it(write, tmp_path):
@@ -154,7 +187,12 @@ def test_a_task_found_by_name_must_carry_it(write, tmp_path):
 
 def test_a_data_file_replaces_the_source_and_keeps_the_label_column(write, tmp_path):
     rows = tmp_path / "rows.jsonl.gz"
-    assert load_task("sms_spam", data=rows).data == DataSource("label", path=rows)
+    assert load_task("sms_spam", data=rows).data == DataSource("label", path=rows, fields={"text": "sms"})
+    mmlu = load_task("mmlu_professional", data=rows).data
+    assert mmlu == DataSource("answer", path=rows, label_index=True)
+    assert load_task("yes_no_question", data=rows).data == DataSource(
+        "answer", path=rows, fields={"text": "user_prompt"}
+    )
     assert load_task(write(DATA + 'path = "a.csv"\nlabel = "class"\n'), data=rows).data == DataSource("class", rows)
     assert load_task(write(MINIMAL), data=rows).data == DataSource("label", rows)
     with pytest.raises(BadTask, match="ends in none of"):

@@ -11,6 +11,7 @@ Decision = Literal["steered", "not_needed", "abstained", "off"]
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
 Inputs = str | Mapping[str, Any]
+Method = Literal["mera", "none", "additive", "contrastive", "logit_bias", "mera+bias"]
 MeraDetails = Literal["none", "summary", "trace"]
 Positions = Literal["generation", "all", "last"] | Sequence[int]
 
@@ -20,12 +21,13 @@ class Steering:
     """What a request asks for. None means as the artifact says.
 
     probe: a digest or the start of one. alpha: threshold on the predicted error, in (0, 1). layers: 0-based.
-    strength: only for the fixed-strength methods.
+    positions: by name, or 0-based indices into the prompt. strength: only for additive and contrastive; logit_bias takes
+    none of alpha, positions, layers.
     """
 
     task: str | None = None
     probe: str | None = None
-    method: str | None = None
+    method: Method | None = None
     alpha: float | None = None
     positions: Positions | None = None
     layers: Sequence[int] | None = None
@@ -125,7 +127,7 @@ class Mera:
     alpha: float | None = None
     task: str | None = None
     probe: str | None = None
-    method: str | None = None
+    method: Method | None = None
     predicted_error: PredictedError | None = None
     steering: SteeringCounts | None = None
     guarantee: Guarantee | None = None
@@ -168,6 +170,7 @@ class ProbeInfo:
     reason: str | None = None
     model: str | None = None
     certified: bool | None = None
+    method: Method | None = None
     alpha: float | None = None
     hook_point: str | None = None
     direction: str | None = None

@@ -10,14 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from mera_server.settings import PREFIX, Settings, read_config
+from merasteer.errors import InvalidInput
 
 __all__ = ["Config", "Store", "all_options", "option", "show", "stores", "table"]
 
 
 def option(name: str, about: str, *also: str) -> Any:
-    """A typer option that `MERA_<NAME>` sets too, and the variables of the names in `also`."""
+    """A typer option that `MERA_<NAME>` sets too; `also` are other names of it, each with its variable."""
     variables = [PREFIX + flag.removeprefix("--").replace("-", "_").upper() for flag in (name, *also)]
-    return typer.Option(name, envvar=variables, help=about, show_envvar=False)
+    return typer.Option(name, *also, envvar=variables, help=about, show_envvar=False)
 
 
 def all_options(command: Any) -> Iterator[str]:
@@ -57,9 +58,11 @@ Store = Annotated[
 
 
 def stores(given: Path | None) -> list[Path]:
-    """The store that was named, alone; else the default one and the demo's."""
+    """The store that was named, alone; else the default one and the demo's. A name that is wrong must not look like an empty store."""
     from merasteer import demo
 
+    if given is not None and not given.is_dir():
+        raise InvalidInput(f"store: no such folder {str(given)!r}; name the store that mera run published to")
     return [given] if given is not None else [Settings().store, demo.store_dir()]
 
 

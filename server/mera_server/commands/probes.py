@@ -13,7 +13,7 @@ from merasteer.errors import BadArtifact, InvalidInput
 __all__ = ["app"]
 
 app = typer.Typer(help="Artifacts: list, show, verify, plant.", rich_markup_mode=None)
-COLUMNS = ("digest", "task", "model", "status", "certified", "alpha", "hook_point")
+COLUMNS = ("digest", "task", "model", "status", "certified", "method", "alpha", "hook_point")
 
 
 @app.command("list")

@@ -48,8 +48,14 @@ def run(
     ] = None,
     hook_points: Annotated[str | None, option("--hook-points", "hook points to try, with commas")] = None,
     directions: Annotated[str | None, option("--directions", "directions to try, with commas")] = None,
-    positions: Annotated[str | None, option("--positions", "generation (default) or all")] = None,
-    family: Annotated[str | None, option("--family", "family of the probes (default: ridge)")] = None,
+    positions: Annotated[str | None, option("--positions", "generation (default), all or last")] = None,
+    family: Annotated[str | None, option("--family", "ridge (default), lasso, least_squares or logistic")] = None,
+    candidates: Annotated[
+        str | None, option("--candidates", "what may be chosen, with commas: mera (default), logit_bias, mera+bias")
+    ] = None,
+    layers: Annotated[
+        str | None, option("--layers", "layers that act: all that read the error (default) or best")
+    ] = None,
     ordering: Annotated[
         int | None, option("--ordering", "training items that rank the candidates (default: 250)")
     ] = None,
@@ -71,6 +77,8 @@ def run(
         "directions": _several(directions),
         "positions": positions,
         "family": family,
+        "candidates": _several(candidates),
+        "layers": layers,
         "ordering": ordering,
         "grid": grid,
         "top_k": top_k,

@@ -18,6 +18,8 @@ METHODS = {
     "none": "no steering; the predicted error is read",
     "additive": "a step of fixed strength against the readout at every position",
     "contrastive": "a step of fixed strength against the difference of means at every position",
+    "logit_bias": "no step; a bias for each label on its logits where the answer is chosen",
+    "mera+bias": "the step of mera, and the bias of logit_bias behind it",
 }
 
 

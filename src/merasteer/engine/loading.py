@@ -50,6 +50,12 @@ def load_model(id_or_dir: str | Path, *, dtype: str = "auto", device: str = "aut
     logging.disable_progress_bar()
     target = _device(device)
     folder = Path(id_or_dir)
+    if not folder.is_dir() and (
+        folder.is_absolute() or str(id_or_dir).startswith(".") or str(id_or_dir).count("/") > 1
+    ):
+        raise InvalidInput(
+            f"model: no such folder {str(id_or_dir)!r}; give a model folder or a hub id such as owner/name"
+        )
     try:
         if not folder.is_dir():
             folder = Path(

@@ -17,10 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from merasteer.errors import InvalidInput
 from merasteer.method.bounds import betting_lower_bound, betting_test, mcnemar_p
 
-__all__ = ["TESTS", "Certificate", "Outcomes", "TestName", "TestResult", "certify", "rank"]
+__all__ = ["TESTS", "VALID_TESTS", "Certificate", "Outcomes", "TestName", "TestResult", "certify", "rank"]
 
 TestName = Literal["mcnemar", "betting", "hoeffding", "paper"]
 TESTS: tuple[TestName, ...] = get_args(TestName)
+VALID_TESTS: tuple[TestName, ...] = (
+    "mcnemar",
+    "betting",
+    "hoeffding",
+)  # those whose level holds: what may certify an artifact
 Outcomes = Callable[[str], tuple[ArrayLike, ArrayLike]]
 
 ORDER_SEED = 0  # betting reads the items in this fixed shuffle: a calibration file sorted by label must not matter

@@ -44,8 +44,10 @@ class Prompts:
         """Tokens of the longest request."""
         return max(len(tokens) for tokens in self.tokens) + self.new_tokens
 
-    def requests(self, policy: Policy | None = None) -> list[GenerationRequest]:
-        """One request per item, all under one policy."""
+    def requests(
+        self, policy: Policy | None = None, label_bias: tuple[float, ...] | None = None
+    ) -> list[GenerationRequest]:
+        """One request per item, all under one policy and one bias on the labels' logits."""
         task = self.task
         return [
             GenerationRequest(
@@ -54,6 +56,7 @@ class Prompts:
                 policy=policy,
                 variants=task.variants,
                 position=task.position,
+                label_bias=label_bias,
             )
             for tokens in self.tokens
         ]

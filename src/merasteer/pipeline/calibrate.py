@@ -1,13 +1,14 @@
 """Stage 3: choose on the ordering subset, test once on the calibration split (docs/method.md section 6).
 
-facts: `calibration` is calibration.json as it will be published; `subject` the key of the readout that the decision is about
+facts: `calibration` is calibration.json as it will be published; `chosen` the certified candidate, null when abstaining;
+       `subject` the key of the readout that is published: the chosen candidate's, the best one's where it has none
 tensors: probabilities (n, C) and label (n,) of the unsteered calibration split, for the logit bias beside it
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,96 +17,164 @@ import torch
 
 from merasteer.engine import Engine
 from merasteer.method.certify import Certificate, certify, rank
-from merasteer.pipeline.batch import answers, running
+from merasteer.pipeline.batch import Prompts, answers, running
 from merasteer.pipeline.collect import answers_of
 from merasteer.pipeline.fit import vectors_of
 from merasteer.pipeline.job import Job
+from merasteer.pipeline.options import Options
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.workspace import Output
-from merasteer.types import Policy
+from merasteer.store.schema import Correction
+from merasteer.types import GenerationRequest, Policy
 
-__all__ = ["Candidate", "calibrate", "candidates_of"]
+__all__ = ["COMBINED", "Candidate", "Choice", "calibrate", "choose", "steps_of"]
+
+COMBINED = 5  # steps that are tried with the bias on top: the best by gain
+
+Correct = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A readout (key into the fitted ones) and a threshold."""
+    """A step (key of a fitted readout, and a threshold), the logit bias, or the bias on top of a step."""
 
-    readout: str
-    alpha: float
+    readout: str | None
+    alpha: float | None
+    biased: bool = False
 
     @property
     def key(self) -> str:
-        return f"{self.readout}/{self.alpha:g}"
+        if self.readout is None:
+            return "logit_bias"
+        return f"{self.readout}/{self.alpha:g}{'+bias' * self.biased}"
 
-    def policy(self, job: Job) -> Policy:
-        """What a request that tries this candidate asks for."""
-        return Policy(self.readout, alpha=self.alpha, positions=job.options.positions)
+    @property
+    def method(self) -> Correction:
+        if self.readout is None:
+            return "logit_bias"
+        return "mera+bias" if self.biased else "mera"
+
+    def requests(self, job: Job, fitted: Output, prompts: Prompts) -> list[GenerationRequest]:
+        """What asks for this candidate's answers."""
+        policy = None
+        if self.readout is not None:
+            policy = Policy(self.readout, alpha=self.alpha, positions=job.options.positions)
+        bias = tuple(fitted.tensors["label_bias"].tolist()) if self.biased else None
+        return prompts.requests(policy, bias)
 
 
-def candidates_of(fitted: Output) -> list[Candidate]:
+@dataclass(frozen=True)
+class Choice:
+    """The candidates that were ranked, their gains on the ordering subset, and the certificate.
+
+    readout: key of the readout that the artifact gets; None when there is no readout at all.
+    """
+
+    candidates: tuple[Candidate, ...]
+    gains: Mapping[str, float]
+    certificate: Certificate
+    readout: str | None
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The certified candidate."""
+        return next((one for one in self.candidates if one.key == self.certificate.chosen), None)
+
+
+def steps_of(fitted: Output) -> list[Candidate]:
     """Every hook point × direction × α, in the order in which equal gains are preferred."""
     return [Candidate(key, alpha) for key, facts in fitted.facts["readouts"].items() for alpha in facts["alphas"]]
 
 
+def choose(
+    steps: Sequence[Candidate],
+    gains_of: Callable[[Sequence[Candidate]], Sequence[float]],
+    outcomes: Callable[[Candidate], tuple[Correct, Correct]],
+    options: Options,
+) -> Choice:
+    """Ranks the candidates that the options allow and tests the best.
+
+    gains_of: accuracy gains on the ordering subset. outcomes: which calibration items are answered right without the candidate
+    and with it; asked for the tested candidates only. Equal gains: the bias alone before any step, a step before the same
+    with the bias on top: what does less is preferred.
+    """
+    wanted = options.candidates
+    alone = [Candidate(None, None, True)] if "logit_bias" in wanted else []
+    by_gain = dict(zip(steps, gains_of(steps), strict=True)) if {"mera", "mera+bias"} & set(wanted) else {}
+    best = sorted(by_gain, key=lambda step: by_gain[step], reverse=True)
+    on_top = [replace(step, biased=True) for step in best[:COMBINED]] if "mera+bias" in wanted else []
+    if biased := [*alone, *on_top]:
+        by_gain |= dict(zip(biased, gains_of(biased), strict=True))
+    candidates = (*alone, *(steps if "mera" in wanted else ()), *on_top)
+    gains = {one.key: by_gain[one] for one in candidates}
+    known = {one.key: one for one in candidates}
+    ranked = rank(gains)
+    certificate = certify(
+        ranked,
+        lambda key: outcomes(known[key]),
+        delta=options.delta,
+        epsilon=options.epsilon,
+        chances=options.chances,
+        test=options.test,
+    )
+    subject = known[certificate.chosen or ranked[0]] if ranked else None
+    readout = subject.readout if subject else None
+    if readout is None and steps:
+        readout = (best[0] if best else steps[0]).readout
+    return Choice(candidates, gains, certificate, readout)
+
+
 def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output:
-    """All candidates over the ordering subset in one batch; the best (or the best `chances`) over the calibration split."""
-    candidates = {candidate.key: candidate for candidate in candidates_of(fitted)}
-    train = job.prompts([job.splits.train[i] for i in job.ordering])
-    held_out = job.prompts(job.splits.calibration)
+    """All candidates over the ordering subset in one batch; the best (or the best `chances`) over the calibration split.
+
+    Steps with the bias on top are a second, small batch: which of them are tried is known behind the first.
+    """
+    items = [job.splits.train[i] for i in job.ordering]
+    train, held_out = job.prompts(items), job.prompts(job.splits.calibration)
     labels = [example.label for example in job.splits.calibration]
+    before = answers_of(collected).correct([example.label for example in job.splits.train])[job.ordering]
     with running(job.loaded, max(train.longest, held_out.longest)) as engine:
         for key, vectors in vectors_of(fitted).items():
             engine.register(key, vectors)
-        gains = _gains(job, engine, collected, list(candidates.values()), bars)
-        with bars.bar("calibrate: unsteered", len(labels)) as bar:
-            unsteered = answers(engine, held_out.requests(), bar)
 
-        def outcomes(key: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        def gains_of(candidates: Sequence[Candidate]) -> list[float]:
+            requests = [request for one in candidates for request in one.requests(job, fitted, train)]
+            after = _accuracies(engine, requests, [example.label for example in items], bars)
+            return [float(gain) for gain in after - before.mean()]
+
+        def outcomes(candidate: Candidate) -> tuple[Correct, Correct]:
             with bars.bar("calibrate: test", len(labels)) as bar:
-                steered = answers(engine, held_out.requests(candidates[key].policy(job)), bar)
+                steered = answers(engine, candidate.requests(job, fitted, held_out), bar)
             return unsteered.correct(labels), steered.correct(labels)
 
-        ranked = rank(gains)
-        options = job.options
-        certificate = certify(
-            ranked,
-            outcomes,
-            delta=options.delta,
-            epsilon=options.epsilon,
-            chances=options.chances,
-            test=options.test,
-        )
-    subject = certificate.chosen or (ranked[0] if ranked else None)
+        with bars.bar("calibrate: unsteered", len(labels)) as bar:
+            unsteered = answers(engine, held_out.requests(), bar)
+        choice = choose(steps_of(fitted), gains_of, outcomes, job.options)
     facts = {
-        "calibration": _document(fitted, list(candidates.values()), gains, certificate),
-        "subject": candidates[subject].readout if subject else None,
+        "calibration": _document(fitted, choice),
+        "chosen": asdict(choice.chosen) if choice.chosen else None,
+        "subject": choice.readout,
     }
     tensors = {"label": torch.from_numpy(unsteered.label), "probabilities": torch.from_numpy(unsteered.probabilities)}
     return Output(facts, tensors)
 
 
-def _gains(job: Job, engine: Engine, collected: Output, candidates: list[Candidate], bars: Bars) -> dict[str, float]:
-    """Accuracy gain of each candidate on the ordering subset."""
-    items = [job.splits.train[i] for i in job.ordering]
-    labels = [example.label for example in items]
-    before = answers_of(collected).correct([example.label for example in job.splits.train])[job.ordering]
-    prompts = job.prompts(items)
-    requests = [request for candidate in candidates for request in prompts.requests(candidate.policy(job))]
+def _accuracies(
+    engine: Engine, requests: Sequence[GenerationRequest], labels: list[int], bars: Bars
+) -> npt.NDArray[np.float64]:
+    """Accuracy of each candidate; the requests are theirs one after the other, one per label."""
     if not requests:
-        return {}
+        return np.zeros(0)
     with bars.bar("calibrate: candidates", len(requests)) as bar:
         found = answers(engine, requests, bar)
-    after = (found.label.reshape(len(candidates), -1) == np.asarray(labels)).mean(1)
-    gains = after - before.mean()
-    return {candidate.key: float(gain) for candidate, gain in zip(candidates, gains, strict=True)}
+    return np.asarray((found.label.reshape(-1, len(labels)) == np.asarray(labels)).mean(1))
 
 
-def _document(
-    fitted: Output, candidates: list[Candidate], gains: dict[str, float], certificate: Certificate
-) -> dict[str, Any]:
+def _document(fitted: Output, choice: Choice) -> dict[str, Any]:
     """calibration.json."""
-    reason = None if certificate.certified else "uncertified" if candidates else "no_probe"
+    certificate = choice.certificate
+    # Without a readout nothing is published but a certified bias, so abstaining then is for want of a probe.
+    reason = None if certificate.certified else "uncertified" if choice.readout else "no_probe"
     return {
         "test": certificate.test,
         "epsilon": certificate.epsilon,
@@ -114,7 +183,7 @@ def _document(
         "decision": "certified" if certificate.certified else "abstained",
         "reason": reason,
         "chosen": certificate.chosen,
-        "candidates": list(_rows(fitted, candidates, gains)),
+        "candidates": list(_rows(fitted, choice)),
         "tested": [
             {
                 "key": result.candidate,
@@ -130,13 +199,15 @@ def _document(
     }
 
 
-def _rows(fitted: Output, candidates: list[Candidate], gains: dict[str, float]) -> Iterator[dict[str, Any]]:
-    for candidate in candidates:
-        facts = fitted.facts["readouts"][candidate.readout]
+def _rows(fitted: Output, choice: Choice) -> Iterator[dict[str, Any]]:
+    for candidate in choice.candidates:
+        facts = fitted.facts["readouts"][candidate.readout] if candidate.readout else {}
         yield {
             "key": candidate.key,
-            "hook_point": facts["hook_point"],
-            "direction": facts["direction"],
+            "hook_point": facts.get("hook_point"),
+            "direction": facts.get("direction"),
             "alpha": candidate.alpha,
-            "gain": gains[candidate.key],
+            "gain": choice.gains[candidate.key],
+            # "mera" goes without saying, as in artifacts from before there was another.
+            **({} if candidate.method == "mera" else {"method": candidate.method}),
         }

@@ -25,11 +25,11 @@ def evaluate(job: Job, fitted: Output, calibrated: Output, bars: Bars) -> Output
     with running(job.loaded, prompts.longest) as engine:
         with bars.bar("evaluate: unsteered", len(prompts.tokens)) as bar:
             unsteered = steered = answers(engine, prompts.requests(), bar)
-        if document["decision"] == "certified":
-            key = calibrated.facts["subject"]
-            chosen = next(row for row in document["candidates"] if row["key"] == document["chosen"])
-            engine.register(key, vectors_of(fitted)[key])
+        if calibrated.facts["chosen"] is not None:
+            chosen = Candidate(**calibrated.facts["chosen"])
+            if chosen.readout is not None:
+                engine.register(chosen.readout, vectors_of(fitted)[chosen.readout])
             with bars.bar("evaluate: steered", len(prompts.tokens)) as bar:
-                steered = answers(engine, prompts.requests(Candidate(key, chosen["alpha"]).policy(job)), bar)
+                steered = answers(engine, chosen.requests(job, fitted, prompts), bar)
     bias = fit_logit_bias(answers_of(calibrated).scores, [example.label for example in job.splits.calibration])
     return Output({"report": measured(job, document, unsteered, steered, apply_logit_bias(unsteered.scores, bias))})

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from merasteer.method.scores import fit_logit_bias
+from merasteer.pipeline.batch import Answers
 from merasteer.pipeline.collect import answers_of
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.options import Grid
@@ -33,9 +34,10 @@ from merasteer.probes import (
 )
 from merasteer.probes.directions import contrast
 from merasteer.probes.fitting import Fitter, layer_of
+from merasteer.probes.selection import Score
 from merasteer.types import Direction, HookPoint, SteeringVectors
 
-__all__ = ["fit", "thresholds", "vectors_of"]
+__all__ = ["fit", "label_bias_of", "thresholds", "vectors_of"]
 
 Floats = npt.NDArray[np.float64]
 POINTS = 10  # thresholds per readout
@@ -49,9 +51,9 @@ def fit(job: Job, collected: Output, bars: Bars) -> Output:
     labels = np.array([example.label for example in job.splits.train])
     unsteered = answers_of(collected)
     target = error_target(errors(unsteered.probabilities, labels.tolist(), (unsteered.label >= 0).tolist()))
-    tensors = {"label_bias": torch.from_numpy(fit_logit_bias(unsteered.scores, labels)).float()}
+    tensors = {"label_bias": label_bias_of(job, unsteered, labels)}
     facts: dict[str, Any] = {"readouts": {}}
-    y = target[job.fitting]
+    y, wrong = target[job.fitting], (~unsteered.correct(labels.tolist()))[job.fitting].astype(np.float64)
     # One class alone has an error that varies with the model's confidence, but nothing to tell a mistake from: no probe.
     if float(y.std()) < FLAT or len(set(labels[job.fitting].tolist())) < 2:
         return Output(facts, tensors)
@@ -61,7 +63,7 @@ def fit(job: Job, collected: Output, bars: Bars) -> Output:
             rows = collected.tensors[f"activations.{point}"]
             activations, held_out = rows[job.fitting], rows[job.ordering]
             tensors[f"contrast.{point}"] = _contrasts(activations, y, job.options.top_k)
-            for vectors, direction, selection in _point(job, point, activations, y, bar):
+            for vectors, direction, selection in _point(job, point, activations, y, wrong, bar):
                 key = f"{point}/{direction}"
                 tensors |= {f"{key}.{name}": getattr(vectors, name) for name in ("weight", "bias", "step")}
                 facts["readouts"][key] = {
@@ -86,6 +88,15 @@ def vectors_of(fitted: Output) -> dict[str, SteeringVectors]:
         )
         for key, facts in fitted.facts["readouts"].items()
     }
+
+
+def label_bias_of(job: Job, unsteered: Answers, labels: npt.NDArray[np.int64]) -> torch.Tensor:
+    """The logit bias (C,) that the artifact holds: one, fit to the unsteered answers, for every candidate that has a bias.
+
+    Where it is a candidate the ordering subset is left out, since it is ranked there; else nothing is held back from it.
+    """
+    used = job.fitting if job.options.biased else np.arange(len(labels))
+    return torch.from_numpy(fit_logit_bias(unsteered.scores[used], labels[used])).float()
 
 
 def thresholds(predicted: Floats, grid: Grid = "logit") -> list[float]:
@@ -113,25 +124,29 @@ def _readouts(job: Job) -> list[tuple[bool, list[Direction]]]:
 
 
 def _point(
-    job: Job, point: HookPoint, activations: torch.Tensor, y: Floats, bar: Bar
+    job: Job, point: HookPoint, activations: torch.Tensor, y: Floats, wrong: Floats, bar: Bar
 ) -> Iterator[tuple[SteeringVectors, Direction, Selection]]:
-    """Every direction of one hook point that has an active layer. activations (n, L, d), y (n,)."""
+    """Every direction of one hook point that has an active layer. activations (n, L, d), y and wrong (0 or 1) (n,)."""
     options = job.options
     for contrastive, names in _readouts(job):
+        logistic = options.family == "logistic" and not contrastive
+        goal = wrong if logistic else y
         fitter: Fitter = (
             (lambda x, t: fit_contrast(x, t, options.top_k))
             if contrastive
             else (lambda x, t: fit_layer(x, t, options.family))
         )
-        selection = select(activations, y, fitter, seed=options.seed, on_layer=bar.advance)
+        score: Score = "auroc" if logistic else "rmse"
+        selection = select(activations, goal, fitter, seed=options.seed, on_layer=bar.advance, score=score)
         if selection.report_layer is None:
             continue
         probes: Probes = (
             contrastive_probes(activations, y, options.top_k)
             if contrastive
-            else fit_probes(activations, y, options.family)
+            else fit_probes(activations, goal, options.family)
         )
-        found = directions(point, activations, probes, selection.active, selection.report_layer, names)
+        active = selection.active if options.layers == "all" else (selection.report_layer,)
+        found = directions(point, activations, probes, active, selection.report_layer, names)
         for direction, vectors in found.items():
             yield vectors, direction, selection
 

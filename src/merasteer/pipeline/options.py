@@ -7,16 +7,19 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from merasteer.errors import InvalidInput
-from merasteer.method.certify import TESTS, TestName
+from merasteer.method.certify import VALID_TESTS, TestName
 from merasteer.probes import FAMILIES, Family
+from merasteer.store.schema import CORRECTIONS, Correction
 from merasteer.types import DIRECTIONS, HOOK_POINTS, POSITIONS, Direction, HookPoint, Positions
 
-__all__ = ["GRIDS", "STAGES", "Grid", "Options", "Stage"]
+__all__ = ["GRIDS", "LAYERS", "STAGES", "Grid", "Layers", "Options", "Stage"]
 
 Stage = Literal["collect", "fit", "calibrate", "evaluate", "publish"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Grid = Literal["logit", "paper"]
 GRIDS: tuple[Grid, ...] = get_args(Grid)
+Layers = Literal["all", "best"]
+LAYERS: tuple[Layers, ...] = get_args(Layers)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Options:
     delta, epsilon, chances, test: see `merasteer.method.certify`. ordering: training items held out from the probe fit to
     rank candidates on (at most half of the training split). grid: where the thresholds α come from (`pipeline.fit`).
     top_k: items at either end of the contrastive direction. seed: of every random draw (splits have their own).
+    candidates: what may be chosen: steps, the logit bias alone, or the bias on top of the best steps (`pipeline.calibrate`).
+    layers: every layer that reads the error acts, or the report layer alone.
     """
 
     seed: int = 0
@@ -40,6 +45,8 @@ class Options:
     grid: Grid = "logit"
     top_k: int = 100
     test: TestName | None = None
+    candidates: tuple[Correction, ...] = ("mera",)
+    layers: Layers = "all"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.delta < 1.0:
@@ -55,11 +62,13 @@ class Options:
             raise InvalidInput(f"seed: {self.seed} is outside 0..2^63 - 1; give a smaller one")
         self._each("hook_points", HOOK_POINTS)
         self._each("directions", DIRECTIONS)
+        self._each("candidates", CORRECTIONS)
         for name, allowed in (
             ("positions", POSITIONS),
             ("family", FAMILIES),
             ("grid", GRIDS),
-            ("test", (None, *TESTS)),
+            ("layers", LAYERS),
+            ("test", (None, *VALID_TESTS)),
         ):
             if getattr(self, name) not in allowed:
                 known = ", ".join(str(value) for value in allowed if value)
@@ -71,6 +80,11 @@ class Options:
         if not values or wrong or len(set(values)) != len(values):
             shown = repr(wrong[0]) if wrong else repr(values)
             raise InvalidInput(f"{name}: {shown}; give one or more of {', '.join(allowed)}, each once")
+
+    @property
+    def biased(self) -> bool:
+        """Whether a candidate with the logit bias may be chosen."""
+        return bool({"logit_bias", "mera+bias"} & set(self.candidates))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

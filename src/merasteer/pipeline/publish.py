@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.workspace import Output
 from merasteer.store import publish as publish_artifact
@@ -13,17 +15,31 @@ from merasteer.store import publish as publish_artifact
 __all__ = ["publish"]
 
 
-def publish(job: Job, fitted: Output, calibrated: Output) -> str | None:
-    """Digest of the artifact, certified or not; None when no probe was found: then there is nothing to publish."""
+def publish(job: Job, fitted: Output, calibrated: Output) -> str:
+    """Digest of the artifact, certified or not. Without a probe it holds zeros: it says that the newest run abstained, and an
+    older certificate is no longer what is served by default."""
     key, document = calibrated.facts["subject"], calibrated.facts["calibration"]
+    readout = _no_readout(job) if key is None else fitted.facts["readouts"][key]
     if key is None:
-        return None
-    tensors = {name: fitted.tensors[f"{key}.{name}"] for name in ("weight", "bias", "step")}
-    tensors["contrastive"] = fitted.tensors[f"contrast.{fitted.facts['readouts'][key]['hook_point']}"]
+        matrix = torch.zeros(job.loaded.layers, job.loaded.width)
+        tensors = {"weight": matrix, "bias": matrix[:, 0], "step": matrix}
+    else:
+        tensors = {name: fitted.tensors[f"{key}.{name}"] for name in ("weight", "bias", "step")}
+        tensors["contrastive"] = fitted.tensors[f"contrast.{readout['hook_point']}"]
     tensors["label_bias"] = fitted.tensors["label_bias"]
-    manifest = _manifest(job, fitted.facts["readouts"][key], document, tensors["weight"])
+    manifest = _manifest(job, readout, document, tensors["weight"])
     folder = publish_artifact(job.store, manifest=manifest, calibration=document, tensors=tensors)
     return str(json.loads((folder / "manifest.json").read_bytes())["digest"])
+
+
+def _no_readout(job: Job) -> dict[str, Any]:
+    """What stands for the readout where no layer reads the error."""
+    return {
+        "hook_point": job.options.hook_points[0],
+        "direction": job.options.directions[0],
+        "report_layer": job.loaded.layers - 1,
+        "scores": [],
+    }
 
 
 def _manifest(job: Job, readout: dict[str, Any], document: dict[str, Any], weight: Any) -> dict[str, Any]:
@@ -31,6 +47,7 @@ def _manifest(job: Job, readout: dict[str, Any], document: dict[str, Any], weigh
     certified = document["decision"] == "certified"
     chosen = next((row for row in document["candidates"] if row["key"] == document["chosen"]), None)
     active = (weight.abs().sum(-1) > 0).tolist()
+    method = {} if chosen is None or "method" not in chosen else {"method": chosen["method"]}
     return {
         "certified": certified,
         "model": job.identity.manifest(),
@@ -42,6 +59,7 @@ def _manifest(job: Job, readout: dict[str, Any], document: dict[str, Any], weigh
             "active_layers": [layer for layer, on in enumerate(active) if on],
             "positions": job.options.positions,
             "report_layer": readout["report_layer"],
+            **method,
         },
         "probe": {
             "family": "contrastive" if readout["direction"] == "contrastive" else job.options.family,

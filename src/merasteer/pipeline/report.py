@@ -30,15 +30,16 @@ def measured(
     labels = [example.label for example in job.splits.test]
     before, after = unsteered.correct(labels), steered.correct(labels)
     rows = {row["key"]: row for row in document["candidates"]}
-    chosen = rows.get(document["chosen"], {"alpha": None, "hook_point": None, "direction": None})
+    chosen = rows.get(document["chosen"], {"method": None, "alpha": None, "hook_point": None, "direction": None})
     recalls = [recall(labels, answers.label, len(job.served.labels)) for answers in (unsteered, steered)]
-    tested = certificate_of(document)
+    tested = None if document["reason"] == "no_probe" else certificate_of(document)
     return {
         "task": job.served.name,
         "model": job.identity.id,
         "decision": document["decision"],
         "reason": document["reason"],
         "artifact": None,
+        "method": chosen.get("method", "mera"),
         "alpha": chosen["alpha"],
         "hook_point": chosen["hook_point"],
         "direction": chosen["direction"],

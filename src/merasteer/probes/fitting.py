@@ -1,5 +1,7 @@
 """One linear probe per layer with a bias: z = w·h + b, fit to the logit of the error (docs/method.md section 2).
 
+The family `logistic` is fit to right and wrong instead: there σ(z) estimates the probability of a wrong answer.
+
 Everything is computed in float64 on standardised activations and handed back in raw activation units.
 Shapes: N items, L layers, d width.
 """
@@ -21,6 +23,7 @@ from merasteer.errors import InvalidInput
 __all__ = [
     "FAMILIES",
     "LASSO_GRID",
+    "LOGISTIC_GRID",
     "RIDGE_GRID",
     "Family",
     "Fitter",
@@ -32,7 +35,7 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
-Family = Literal["ridge", "lasso", "least_squares"]
+Family = Literal["ridge", "lasso", "least_squares", "logistic"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 # Fits one layer: x (N, d), y (N,) -> w (d,), b.
@@ -42,6 +45,7 @@ RIDGE_GRID: tuple[float, ...] = tuple(
     10.0**k for k in np.arange(-4.0, 4.5, 0.5)
 )  # penalties per item, on unit-variance inputs
 LASSO_GRID: tuple[float, ...] = (0.5, 0.25, 0.1, 0.05, 0.01, 0.005)  # the paper's
+LOGISTIC_GRID: tuple[float, ...] = (0.05, 0.02, 0.01, 0.005, 0.002)  # L1 penalties per item, on unit-variance inputs
 _NEGLIGIBLE = 1e-10  # eigenvalues below this share of the largest are rank deficiency, not signal
 
 
@@ -72,7 +76,7 @@ def layer_of(activations: torch.Tensor, layer: int) -> Floats:
 
 
 def fit_probes(activations: torch.Tensor, target: Floats, family: Family = "ridge") -> Probes:
-    """One probe per layer. activations (N, L, d), target (N,) logit errors."""
+    """One probe per layer. activations (N, L, d), target (N,): logit errors, or 1 where wrong and 0 for `logistic`."""
     if activations.ndim != 3 or len(activations) != len(target) or len(target) < 2:
         raise InvalidInput(
             f"activations: shape {tuple(activations.shape)} does not match {len(target)} targets; give (N, L, d), N ≥ 2"
@@ -84,11 +88,18 @@ def fit_probes(activations: torch.Tensor, target: Floats, family: Family = "ridg
 
 
 def fit_layer(x: Floats, y: Floats, family: Family = "ridge") -> tuple[Floats, float]:
-    """w (d,) and b of one layer in raw units. x (N, d), y (N,)."""
+    """w (d,) and b of one layer in raw units. x (N, d), y (N,): logit errors, or 1 where wrong and 0 for `logistic`."""
     if family not in FAMILIES:
         raise InvalidInput(f"family: {family!r} is not one of {', '.join(FAMILIES)}")
+    if family == "logistic" and not np.isin(y, (0.0, 1.0)).all():
+        raise InvalidInput(
+            "target: a logistic probe is fit to right and wrong; give 1 where the answer is wrong, else 0"
+        )
     mean, scale = x.mean(0), x.std(0)
     scale = np.where(scale > 0, scale, 1.0)  # a constant input carries nothing: its coefficient stays 0
+    if family == "logistic":
+        w, b = _logistic((x - mean) / scale, y)
+        return w / scale, b - float(mean @ (w / scale))
     standard, centred = (x - mean) / scale, y - y.mean()
     w = (_lasso(standard, centred) if family == "lasso" else _ridge(standard, centred, family == "ridge")) / scale
     return w, float(y.mean() - mean @ w)
@@ -136,3 +147,38 @@ def _lasso(x: Floats, y: Floats) -> Floats:
         )  # the smallest penalties may stop early; the held-out score decides
         model: Any = LassoCV(alphas=list(LASSO_GRID), cv=min(5, len(y)), fit_intercept=False, max_iter=2000).fit(x, y)
     return np.asarray(model.coef_, dtype=np.float64)
+
+
+def _logistic(x: Floats, y: Floats) -> tuple[Floats, float]:
+    """L1 logistic regression with the penalty of least log loss on every fifth item, fit again to all of them."""
+    share = float(np.clip(y.mean(), 0.5 / len(y), 1.0 - 0.5 / len(y)))
+    nothing = np.zeros(x.shape[1]), float(np.log(share / (1.0 - share)))
+    held = np.arange(len(y)) % 5 == 0
+    if y.min() == y.max() or y[~held].min() == y[~held].max():
+        return nothing
+
+    def loss(penalty: float) -> float:
+        w, b = _logistic_at(x[~held], y[~held], penalty)
+        z = x[held] @ w + b
+        return float(np.mean(np.logaddexp(0.0, z) - y[held] * z))
+
+    return _logistic_at(x, y, min(LOGISTIC_GRID, key=loss))
+
+
+def _logistic_at(x: Floats, y: Floats, penalty: float) -> tuple[Floats, float]:
+    """Minimiser of the mean log loss plus penalty · ‖w‖₁."""
+    import sklearn
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    # `penalty` gave way to `l1_ratio` in 1.8, which older versions read for another solver only.
+    recent = tuple(int(part) for part in sklearn.__version__.split(".")[:2]) >= (1, 8)
+    l1: dict[str, Any] = {"l1_ratio": 1.0} if recent else {"penalty": "l1"}
+    # The solver penalises the intercept like a weight; on an input of 100 that costs a hundredth, that is nothing.
+    model: Any = LogisticRegression(
+        C=1.0 / (penalty * len(y)), solver="liblinear", intercept_scaling=100.0, max_iter=1000, random_state=0, **l1
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the held-out score decides
+        model.fit(x, y.astype(np.int64))
+    return np.asarray(model.coef_[0], dtype=np.float64), float(model.intercept_[0])

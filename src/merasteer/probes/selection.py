@@ -1,6 +1,7 @@
 """Which layers read the error at all: held-out RMSE against a mean predictor, over repeated splits.
 
-A layer that does not beat the mean by one standard error is idle: no readout, no step (docs/method.md section 2).
+Probes of right and wrong (`logistic`) are judged by held-out AUROC against ½ instead. A layer that is not ahead by one
+standard error is idle: no readout, no step (docs/method.md section 2).
 Shapes: N items, L layers, d width.
 """
 
@@ -8,39 +9,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import expit
+from scipy.stats import rankdata
 
 from merasteer.errors import InvalidInput
 from merasteer.probes.fitting import Fitter, layer_of, one_thread
 
-__all__ = ["LayerScore", "Selection", "held_out_splits", "select"]
+__all__ = ["SCORES", "LayerScore", "Score", "Selection", "auroc", "held_out_splits", "select"]
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Score = Literal["rmse", "auroc"]
+SCORES: tuple[Score, ...] = get_args(Score)
 
 
 @dataclass(frozen=True)
 class LayerScore:
-    """Means over the repeats. standard_error is that of dummy_rmse − rmse."""
+    """Means over the repeats. auroc: None where the target is a number. standard_error is that of `gain`.
+
+    rmse: of z; where the target is right or wrong, of σ(z) against it, and the mean predictor then says the share of wrong.
+    """
 
     layer: int
     rmse: float
     dummy_rmse: float
     standard_error: float
     idle: bool
+    auroc: float | None = None
 
     @property
     def gain(self) -> float:
-        """How far the probe is ahead of the mean predictor."""
-        return self.dummy_rmse - self.rmse
+        """How far the probe is ahead of the mean predictor, or of a guess."""
+        return self.dummy_rmse - self.rmse if self.auroc is None else self.auroc - 0.5
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Scores of every layer; `report_layer` is the active layer of best held-out RMSE, None when all are idle."""
+    """Scores of every layer; `report_layer` is the active layer of best held-out score, None when all are idle."""
 
     scores: tuple[LayerScore, ...]
 
@@ -50,10 +60,14 @@ class Selection:
 
     @property
     def report_layer(self) -> int | None:
-        return min(self.active, key=lambda layer: self.scores[layer].rmse, default=None)
+        return min(self.active, key=self._badness, default=None)
+
+    def _badness(self, layer: int) -> float:
+        score = self.scores[layer]
+        return score.rmse if score.auroc is None else -score.auroc
 
     def as_dicts(self) -> list[dict[str, float | int | bool]]:
-        """One dict per layer: layer, rmse, dummy_rmse, standard_error, idle."""
+        """One dict per layer: layer, rmse, dummy_rmse, standard_error, idle, and auroc where there is one."""
         return [
             {
                 "layer": score.layer,
@@ -61,6 +75,7 @@ class Selection:
                 "dummy_rmse": score.dummy_rmse,
                 "standard_error": score.standard_error,
                 "idle": score.idle,
+                **({} if score.auroc is None else {"auroc": score.auroc}),
             }
             for score in self.scores
         ]
@@ -86,13 +101,20 @@ def select(
     repeats: int = 5,
     seed: int = 0,
     on_layer: Callable[[], None] | None = None,
+    score: Score = "rmse",
 ) -> Selection:
-    """Scores each layer with `fitter`. activations (N, L, d), target (N,). `on_layer` is called after each layer."""
+    """Scores each layer with `fitter`. activations (N, L, d), target (N,). `on_layer` is called after each layer.
+
+    score: what layers are judged by; `auroc` wants a target of 1 (wrong) and 0.
+    """
+    if score not in SCORES:
+        raise InvalidInput(f"score: {score!r} is not one of {', '.join(SCORES)}")
+    judge = _score if score == "rmse" else _score_wrong
     splits = held_out_splits(len(target), repeats, seed=seed)
     scores = []
     for layer in range(activations.shape[1]):
         with one_thread():
-            scores.append(_score(layer, layer_of(activations, layer), target, fitter, splits))
+            scores.append(judge(layer, layer_of(activations, layer), target, fitter, splits))
         if on_layer is not None:
             on_layer()
     return Selection(tuple(scores))
@@ -105,12 +127,41 @@ def _score(layer: int, x: Floats, y: Floats, fitter: Fitter, splits: list[tuple[
         rmse.append(_rmse(y[held] - (x[held] @ w + b)))
         dummy.append(_rmse(y[held] - y[fit].mean()))
     gains = np.subtract(dummy, rmse)
-    # Repeated splits share items, so std/√R is too small; Nadeau and Bengio (2003) add the share held out to 1/R.
-    fit, held = splits[0]
-    error = float(gains.std(ddof=1) * np.sqrt(1.0 / len(splits) + len(held) / len(fit)))
+    error = _standard_error(gains, splits)
     # The tiny floor keeps a target without variance (0 > 0, up to rounding) idle.
     idle = not float(gains.mean()) > max(error, 1e-9 * max(dummy))
     return LayerScore(layer, float(np.mean(rmse)), float(np.mean(dummy)), error, idle)
+
+
+def _score_wrong(layer: int, x: Floats, y: Floats, fitter: Fitter, splits: list[tuple[Indices, Indices]]) -> LayerScore:
+    """The same for a target of 1 (wrong) and 0."""
+    rmse, dummy, areas = [], [], []
+    for fit, held in splits:
+        w, b = fitter(x[fit], y[fit])
+        z = x[held] @ w + b
+        rmse.append(_rmse(y[held] - expit(z)))
+        dummy.append(_rmse(y[held] - y[fit].mean()))
+        areas.append(auroc(z, y[held]))
+    error, area = _standard_error(np.subtract(areas, 0.5), splits), float(np.mean(areas))
+    return LayerScore(layer, float(np.mean(rmse)), float(np.mean(dummy)), error, not area - 0.5 > error, area)
+
+
+def auroc(z: Floats, wrong: Floats) -> float:
+    """Probability that a wrong item has the larger z, ties counting half; ½ where all are wrong, or none. Both (N,).
+
+    >>> auroc(np.array([3.0, 1.0, 2.0]), np.array([1.0, 0.0, 1.0]))
+    1.0
+    """
+    high, low = int((wrong == 1).sum()), int((wrong == 0).sum())
+    if not high or not low:
+        return 0.5
+    return float((rankdata(z)[wrong == 1].sum() - high * (high + 1) / 2) / (high * low))
+
+
+def _standard_error(gains: Floats, splits: list[tuple[Indices, Indices]]) -> float:
+    """Repeated splits share items, so std/√R is too small; Nadeau and Bengio (2003) add the share held out to 1/R."""
+    fit, held = splits[0]
+    return float(gains.std(ddof=1) * np.sqrt(1.0 / len(splits) + len(held) / len(fit)))
 
 
 def _rmse(residual: Floats) -> float:

@@ -3,7 +3,8 @@
 test, epsilon, delta, chances      what was tested, and at which level (δ / chances each)
 decision, reason                   "certified" and null, or "abstained" and why: "uncertified" or "no_probe"
 chosen                             key of the candidate that the decision is about, or null
-candidates                         key, hook_point, direction, alpha (null: a logit bias), gain on the ordering subset
+candidates                         key, hook_point, direction, alpha (null: a logit bias), gain on the ordering subset;
+                                   method where it is not "mera"
 tested                             key, n, gained, lost, p_value, gain, lower_bound on the calibration split
 """
 
@@ -13,8 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from merasteer.errors import BadArtifact
+from merasteer.method.certify import VALID_TESTS
 from merasteer.store.fields import Fields, shown
-from merasteer.store.schema import Manifest
+from merasteer.store.schema import CORRECTIONS, Manifest
 from merasteer.types import DIRECTIONS, HOOK_POINTS
 
 __all__ = ["agree", "certificate_of", "validate"]
@@ -55,6 +57,8 @@ def _candidate(row: Fields) -> str:
             row.choice(name, options)
     if row.value["alpha"] is not None:
         row.probability("alpha")
+    if "method" in row.value:
+        row.choice("method", CORRECTIONS)
     row.number("gain", -1.0, 1.0)
     return row.text("key")
 
@@ -75,12 +79,17 @@ def agree(manifest: Manifest, calibration: Mapping[str, Any]) -> None:
         return
     if calibration["decision"] != "certified":
         raise BadArtifact("certified: true, yet calibration.json says abstained; publish the artifact again")
+    if calibration["test"] not in VALID_TESTS:
+        raise BadArtifact(f"test: {shown(calibration['test'])} cannot certify; use one of {', '.join(VALID_TESTS)}")
     chosen = _row(calibration, "candidates", calibration["chosen"])
-    for name in ("hook_point", "direction", "alpha"):
-        served = manifest["steering"][name]
-        if served != chosen[name]:
+    served = {"method": "mera", **manifest["steering"]}
+    # A bias alone has no hook point and no direction: the readouts beside it only watch.
+    shared = ("alpha",) if served["method"] == "logit_bias" else ("hook_point", "direction", "alpha")
+    for name in ("method", *shared):
+        tested = chosen.get(name, "mera")  # all but the method are there
+        if served[name] != tested:
             raise BadArtifact(
-                f"steering.{name}: {shown(served)} is not the certified {shown(chosen[name])}; publish again"
+                f"steering.{name}: {shown(served[name])} is not the certified {shown(tested)}; publish again"
             )
     level = calibration["delta"] / calibration["chances"]
     if (p := _row(calibration, "tested", calibration["chosen"])["p_value"]) > level * (1 + 1e-9):

@@ -22,6 +22,7 @@ def summary(entry: Entry) -> dict[str, Any]:
         unknown = (
             "model",
             "certified",
+            "method",
             "alpha",
             "hook_point",
             "direction",
@@ -37,6 +38,7 @@ def summary(entry: Entry) -> dict[str, Any]:
     return facts | {
         "model": manifest["model"]["id"],
         "certified": entry.artifact.certified,
+        "method": steering.get("method", "mera"),
         "alpha": entry.artifact.alpha,
         "hook_point": steering["hook_point"],
         "direction": steering["direction"],

@@ -28,17 +28,19 @@ def one_line(text: str) -> str:
 class Fields:
     """One JSON object at `where` (dotted, empty for the root).
 
-    names: the keys it must have. closed: other keys are refused.
+    names: the keys it must have. optional: those it may have. closed: other keys are refused.
     """
 
-    def __init__(self, value: object, where: str, names: Collection[str], *, closed: bool = True) -> None:
+    def __init__(
+        self, value: object, where: str, names: Collection[str], optional: Collection[str] = (), *, closed: bool = True
+    ) -> None:
         self.where = where
         if not isinstance(value, Mapping):
             raise BadArtifact(f"{where or 'the file'}: {shown(value)} is not a JSON object; publish the artifact again")
         self.value: Mapping[str, Any] = value
         if missing := sorted(set(names) - set(value)):
             self.refuse(missing[0], "is missing")
-        if closed and (unknown := sorted(set(value) - set(names))):
+        if closed and (unknown := sorted(set(value) - set(names) - set(optional))):
             raise BadArtifact(f"{where or 'the file'}: unknown field {shown(unknown[0])}; publish the artifact again")
 
     def refuse(self, name: str, why: str) -> NoReturn:
@@ -48,13 +50,16 @@ class Fields:
     def path(self, name: str) -> str:
         return f"{self.where}.{name}" if self.where else name
 
-    def child(self, name: str, names: Collection[str]) -> Fields:
-        return Fields(self.value[name], self.path(name), names)
+    def child(self, name: str, names: Collection[str], optional: Collection[str] = ()) -> Fields:
+        return Fields(self.value[name], self.path(name), names, optional)
 
-    def rows(self, name: str, names: Collection[str], *, closed: bool = True) -> list[Fields]:
+    def rows(
+        self, name: str, names: Collection[str], optional: Collection[str] = (), *, closed: bool = True
+    ) -> list[Fields]:
         """The objects of a list field."""
         return [
-            Fields(item, f"{self.path(name)}[{i}]", names, closed=closed) for i, item in enumerate(self.items(name))
+            Fields(item, f"{self.path(name)}[{i}]", names, optional, closed=closed)
+            for i, item in enumerate(self.items(name))
         ]
 
     def items(self, name: str) -> list[Any]:

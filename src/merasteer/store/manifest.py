@@ -11,6 +11,7 @@ from merasteer.errors import BadArtifact
 from merasteer.store.documents import canonical
 from merasteer.store.fields import SHA256, Fields, shown
 from merasteer.store.schema import (
+    CORRECTIONS,
     FILES,
     SCHEMA,
     LayerScore,
@@ -22,6 +23,7 @@ from merasteer.store.schema import (
     SteeringSection,
     TaskSection,
     keys,
+    optional_keys,
 )
 from merasteer.types import ANSWER_POSITIONS, DIRECTIONS, HOOK_POINTS, POSITIONS
 
@@ -46,7 +48,8 @@ def validate(raw: object) -> Manifest:
     root.text("digest", SHA256)
     layers, vocab = _model(root.child("model", keys(ModelSection)))
     _task(root.child("task", keys(TaskSection)), vocab)
-    active = _steering(root.child("steering", keys(SteeringSection)), layers, certified=root.flag("certified"))
+    steering = root.child("steering", keys(SteeringSection), optional_keys(SteeringSection))
+    active = _steering(steering, layers, certified=root.flag("certified"))
     _probe(root.child("probe", keys(ProbeSection)), layers, active)
     runtime = root.child("runtime", keys(RuntimeSection))
     runtime.text("dtype")
@@ -100,9 +103,12 @@ def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:
     active = steering.integers("active_layers", 0, layers - 1)
     if active != sorted(set(active)):
         steering.refuse("active_layers", f"{shown(active)} is not ascending without repeats")
+    method = steering.choice("method", CORRECTIONS) if "method" in steering.value else "mera"
     if steering.value["alpha"] is None:
-        if certified:
+        if certified and method != "logit_bias":
             steering.refuse("alpha", "null, yet the artifact says that it is certified")
+    elif method == "logit_bias":
+        steering.refuse("alpha", f"{shown(steering.value['alpha'])}, yet a logit bias alone has none")
     elif steering.probability("alpha") and not active:
         steering.refuse("active_layers", "empty, yet there is an alpha")
     return active
@@ -111,10 +117,12 @@ def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:
 def _probe(probe: Fields, layers: int, active: list[int]) -> None:
     probe.text("family")
     seen = set()
-    for score in probe.rows("scores", keys(LayerScore)):
+    for score in probe.rows("scores", keys(LayerScore), optional_keys(LayerScore)):
         layer = score.integer("layer", 0, layers - 1)
         for name in ("rmse", "dummy_rmse", "standard_error"):
             score.number(name, low=0.0)
+        if "auroc" in score.value:
+            score.number("auroc", 0.0, 1.0)
         if score.flag("idle") and layer in active:
             score.refuse("idle", f"true, yet layer {layer} is among steering.active_layers")
         if layer in seen:

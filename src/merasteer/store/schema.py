@@ -4,8 +4,9 @@ digest        sha256 of the canonical manifest without `digest`; the first 12 di
 certified     the held-out test passed; needs an α and a calibration.json that says so
 model         identity of the model: other weights or another tokenizer are another model
 task          the resolved task; serving needs no task file
-steering      hook point, direction, α (null: none was certified), layers with a readout, positions, report layer
-probe         family and held-out scores per layer (none for planted readouts)
+steering      hook point, direction, α (null: none was certified), layers with a readout, positions, report layer;
+              method: what was certified (absent: "mera"). "logit_bias" has no α, and no readout where no layer reads the error
+probe         family and held-out scores per layer (none for planted readouts); auroc for probes of right and wrong
 runtime       dtype and attention of calibration
 splits        content digests, disjoint;  seeds, versions: what it takes to make it again
 files         sha256 of the other two files
@@ -13,13 +14,15 @@ files         sha256 of the other two files
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Literal, TypedDict, get_args
 
 from merasteer.types import AnswerPosition, Direction, HookPoint, Positions
 
 __all__ = [
+    "CORRECTIONS",
     "FILES",
     "SCHEMA",
+    "Correction",
     "LayerScore",
     "Manifest",
     "ModelSection",
@@ -29,10 +32,13 @@ __all__ = [
     "SteeringSection",
     "TaskSection",
     "keys",
+    "optional_keys",
 ]
 
 SCHEMA = 1
 FILES = ("calibration.json", "probe.safetensors")
+Correction = Literal["mera", "logit_bias", "mera+bias"]  # what a candidate does: a step, a bias, or both
+CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 
 
 class ModelSection(TypedDict):
@@ -54,7 +60,7 @@ class TaskSection(TypedDict):
     max_new_tokens: int
 
 
-class SteeringSection(TypedDict):
+class _Steering(TypedDict):
     hook_point: HookPoint
     direction: Direction
     alpha: float | None
@@ -63,12 +69,20 @@ class SteeringSection(TypedDict):
     report_layer: int
 
 
-class LayerScore(TypedDict):
+class SteeringSection(_Steering, total=False):
+    method: Correction
+
+
+class _Score(TypedDict):
     layer: int
     rmse: float
     dummy_rmse: float
     standard_error: float
     idle: bool
+
+
+class LayerScore(_Score, total=False):
+    auroc: float
 
 
 class ProbeSection(TypedDict):
@@ -103,5 +117,10 @@ class Manifest(TypedDict):
 
 
 def keys(section: type) -> tuple[str, ...]:
-    """The field names of a section."""
-    return tuple(section.__annotations__)
+    """The names of a section's fields that must be there."""
+    return tuple(name for name in section.__annotations__ if name not in optional_keys(section))
+
+
+def optional_keys(section: type) -> tuple[str, ...]:
+    """The names of a section's fields that may be absent."""
+    return tuple(sorted(getattr(section, "__optional_keys__", ())))

@@ -44,12 +44,13 @@ def check(tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
     """Raise BadArtifact unless the tensors are those that the (validated) manifest describes.
 
     weight, step, contrastive (L, d); bias (L,); label_bias (labels,); all finite. Where a row of weight is zero (idle)
-    step is zero too; elsewhere w·ũ = 1, so a step of t along ũ moves the readout by t.
+    step is zero too; elsewhere w·ũ = 1, so a step of t along ũ moves the readout by t. A method with a bias needs label_bias.
     """
     layers, width = manifest["model"]["layers"], manifest["model"]["width"]
     matrix, labels = (layers, width), (len(manifest["task"]["labels"]),)
     shapes = {"weight": matrix, "bias": (layers,), "step": matrix, "contrastive": matrix, "label_bias": labels}
-    for name in sorted(set(REQUIRED) - set(tensors)):
+    required = {*REQUIRED, *(("label_bias",) if "bias" in manifest["steering"].get("method", "mera") else ())}
+    for name in sorted(required - set(tensors)):
         _refuse(name, "is missing")
     for name in sorted(tensors):
         if name not in shapes:

@@ -11,10 +11,11 @@ from merasteer.errors import BadTask
 __all__ = ["hub_rows"]
 
 
-def hub_rows(name: str, split: str | None = None) -> Iterator[dict[str, Any]]:
+def hub_rows(name: str, split: str | None = None, config: str | None = None) -> Iterator[dict[str, Any]]:
     """The rows of one split ("train" by default) in order, class numbers as the class names that the set declares.
 
-    Raises BadTask, one line, when `datasets` is missing or the data set cannot be had.
+    config: one of the data set's configurations, its default one if None. Raises BadTask, one line, when `datasets` is
+    missing or the data set cannot be had.
     """
     try:
         datasets = importlib.import_module("datasets")
@@ -22,13 +23,14 @@ def hub_rows(name: str, split: str | None = None) -> Iterator[dict[str, Any]]:
         raise BadTask(
             f"data.hub: {name!r} needs the package datasets; pip install datasets, or give data.path"
         ) from error
+    which = f"{name!r} ({f'config {config!r}, ' if config else ''}split {split or 'train'!r})"
     try:
-        rows = datasets.load_dataset(name, split=split or "train")
+        rows = datasets.load_dataset(name, *([config] if config else []), split=split or "train")
     except Exception as error:  # the library raises a dozen kinds: network, missing set, missing split, needs a login
         why = " ".join(str(error).split())[:200]
         raise BadTask(
-            f"data.hub: {name!r} (split {split or 'train'!r}) cannot be had ({type(error).__name__}: {why}); "
-            f"check name, split and network, or give data.path"
+            f"data.hub: {which} cannot be had ({type(error).__name__}: {why}); "
+            f"check name, config, split and network, or give a local file (data.path, --data)"
         ) from error
     names = {column: kind.names for column, kind in rows.features.items() if getattr(kind, "names", None)}
     for row in rows:

@@ -22,8 +22,8 @@ def load_task(name_or_path: str | Path, *, data: Path | None = None, search: Seq
     """The task of that name or file. For operators only: a path may name any file, so never pass a client's string.
 
     A Path, or a string that holds a separator or ends in `.toml`, is a path; anything else is a name, looked up in
-    `search` (in order) and then among the built-in ones. `data` replaces the task's rows by a local file and keeps the
-    label column. Raises UnknownTask for a name, BadTask for a file.
+    `search` (in order) and then among the built-in ones. `data` replaces the task's rows by a local file and keeps what
+    the columns mean (label, label_index, fields), not the filter (where). Raises UnknownTask for a name, BadTask for a file.
     """
     file = Path(name_or_path) if _is_path(name_or_path) else _find(str(name_or_path), search)
     task = _read(file)
@@ -69,4 +69,5 @@ def _read(file: Path) -> Task:
 def _with_data(task: Task, data: Path) -> Task:
     if suffix_of(data) is None:
         raise BadTask(f"data: {str(data)!r} ends in none of {', '.join(SUFFIXES)}; convert the file")
-    return replace(task, data=DataSource(task.data.label if task.data else "label", data))
+    kept = task.data or DataSource("label")
+    return replace(task, data=DataSource(kept.label, data, fields=kept.fields, label_index=kept.label_index))

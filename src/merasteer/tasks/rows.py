@@ -27,11 +27,12 @@ class Row:
 
 
 def read_rows(source: DataSource) -> Iterator[Row]:
-    """All rows in order, read as they are asked for. Raises BadTask, naming file and line, at the bad one."""
+    """All rows in order, read as they are asked for and not yet filtered. Raises BadTask, naming file and line, at the bad one."""
     if source.hub is not None:
-        yield from (
-            Row(f"{source.hub}: row {n}", values) for n, values in enumerate(hub_rows(source.hub, source.split), 1)
-        )
+        for config in source.config or (None,):
+            name = f"{source.hub}/{config}" if config else source.hub
+            rows = hub_rows(source.hub, source.split, config)
+            yield from (Row(f"{name}: row {number}", values) for number, values in enumerate(rows, 1))
         return
     path = source.path
     suffix = None if path is None else suffix_of(path)

@@ -1,4 +1,4 @@
-"""A parsed task file to a Task. The keys, their defaults and their limits are written here and nowhere else."""
+"""A parsed task file to a Task. Keys, defaults and limits are written here, those of [data] in `source.py`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 
 from merasteer.errors import InvalidInput
 from merasteer.tasks.prompts import fields_of
-from merasteer.tasks.rows import SUFFIXES, suffix_of
+from merasteer.tasks.source import SOURCE_KEYS, source
 from merasteer.tasks.table import Table, shown
-from merasteer.types import ANSWER_POSITIONS, AnswerPosition, DataSource, SplitSizes, Task
+from merasteer.types import ANSWER_POSITIONS, AnswerPosition, SplitSizes, Task
 
 __all__ = ["SAFE_NAME", "default_variants", "parse"]
 
 # A task's name is a folder of the store and a file of the search folders.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _DEFAULT_MAX_NEW_TOKENS: dict[str, int] = {"last": 1, "exact": 8}
 
 
@@ -33,7 +32,7 @@ def parse(file: Path, raw: Mapping[str, Any]) -> Task:
     variants = _variants(top, labels)
     template = _template(top.table("prompt", ("template",)))
     position, max_new_tokens = _answer(top.table("answer", ("position", "max_new_tokens")))
-    data = _data(top.table("data", ("path", "hub", "split", "label")), template) if "data" in raw else None
+    data = source(top.table("data", SOURCE_KEYS), template) if "data" in raw else None
     return Task(name, labels, variants, template, position, max_new_tokens, data, _splits(top))
 
 
@@ -83,22 +82,6 @@ def _answer(answer: Table) -> tuple[AnswerPosition, int]:
     if position not in ANSWER_POSITIONS:
         answer.fail("position", f"{shown(position)} is unknown; use {' or '.join(ANSWER_POSITIONS)}")
     return position, answer.integer("max_new_tokens", _DEFAULT_MAX_NEW_TOKENS[position], 1)
-
-
-def _data(data: Table, template: str) -> DataSource:
-    path, hub, split = (data.get(key, str) for key in ("path", "hub", "split"))
-    label = data.text("label", "name the column of the labels") if "label" in data.values else "label"
-    if (path is None) == (hub is None):
-        data.fail("path", f"{'neither path nor' if path is None else 'both path and'} hub given; give one of them")
-    if split is not None and hub is None:
-        data.fail("split", f"{shown(split)} is given with path; it belongs to hub, remove it")
-    if hub is not None and not _HUB_NAME.fullmatch(hub):
-        data.fail("hub", f"{shown(hub)} is not owner/name; write it as the hub does")
-    if path is not None and suffix_of(path) is None:
-        data.fail("path", f"{shown(path)} ends in none of {', '.join(SUFFIXES)}; convert the file")
-    if label in fields_of(template):
-        data.fail("label", f"{shown(label)} is also a field of the template, which would show the answer; use another")
-    return DataSource(label, None if path is None else data.file.parent / path, hub, split)
 
 
 def _splits(top: Table) -> SplitSizes:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from merasteer.errors import BadSplits, BadTask, InvalidInput
-from merasteer.tasks.prompts import fields_of, render
+from merasteer.tasks.columns import chosen, contents
+from merasteer.tasks.prompts import render
 from merasteer.tasks.rows import Row, read_rows
-from merasteer.tasks.table import shown
 from merasteer.types import Example, Splits, Task
 
 __all__ = ["check_disjoint", "content_digest", "make_splits"]
@@ -85,29 +85,13 @@ def _rows(task: Task, rows: Iterable[Mapping[str, Any]] | None) -> Iterable[Row]
         raise BadTask(
             f"task {task.name!r}: data: missing; add [data] with path or hub to the task file, or give a data file"
         )
-    return read_rows(task.data)
+    return chosen(read_rows(task.data), task.data.where)
 
 
 def _example(task: Task, row: Row) -> Example:
-    column = task.data.label if task.data else "label"
-    if column not in row.values:
-        raise BadTask(f"{row.where}: no label column {column!r}, but {_columns(row)}; set data.label")
-    value = row.values[column]
-    if value not in task.labels:
-        raise BadTask(
-            f"{row.where}: {column}: {shown(value)} is not one of the labels {', '.join(task.labels)}; correct it"
-        )
-    names = fields_of(task.template)
-    for name in names:
-        if name not in row.values:
-            raise BadTask(f"{row.where}: no field {name!r} for the template, but {_columns(row)}; rename one of them")
-    fields = {name: row.values[name] for name in names}
+    label, fields = contents(task, row)
     try:
         prompt = render(task.template, fields)
     except InvalidInput as error:
         raise BadTask(f"{row.where}: {error}") from error
-    return Example(prompt, task.labels.index(value), content_digest(fields), fields)
-
-
-def _columns(row: Row) -> str:
-    return shown(sorted(map(str, row.values)))
+    return Example(prompt, label, content_digest(fields), fields)

@@ -1,0 +1,211 @@
+"""The logit bias as a candidate beside the steps and on top of them, logistic probes, one layer alone, one position alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from merasteer import store as artifacts
+from merasteer.engine import LoadedModel
+from merasteer.method.scores import apply_logit_bias
+from merasteer.pipeline import Options, run
+from merasteer.pipeline.calibrate import COMBINED, Candidate, Choice, choose
+from merasteer.pipeline.job import prepare
+from merasteer.store.schema import CORRECTIONS
+from merasteer.types import Artifact
+
+STEPS = [Candidate("residual/euclidean", alpha / 10) for alpha in range(1, 9)]
+BIAS = Candidate(None, None, True)
+
+
+def chosen_from(
+    candidates: tuple[Any, ...], gains: dict[str, float], steps: Sequence[Candidate] = STEPS
+) -> tuple[Choice, list[list[str]]]:
+    """The choice when each candidate has the given gain (0 if none), and what was asked for, batch by batch."""
+    asked: list[list[str]] = []
+
+    def gains_of(wanted: Sequence[Candidate]) -> list[float]:
+        asked.append([one.key for one in wanted])
+        return [gains.get(one.key, 0.0) for one in wanted]
+
+    def outcomes(one: Candidate) -> tuple[np.ndarray, np.ndarray]:
+        return np.arange(100) < 50, np.arange(100) < 50 + round(100 * gains.get(one.key, 0.0))
+
+    return choose(steps, gains_of, outcomes, Options(candidates=candidates)), asked
+
+
+def test_keys_and_methods_tell_candidates_apart() -> None:
+    assert [(one.key, one.method) for one in (STEPS[0], BIAS, Candidate("a/b", 0.25, True))] == [
+        ("residual/euclidean/0.1", "mera"),
+        ("logit_bias", "logit_bias"),
+        ("a/b/0.25+bias", "mera+bias"),
+    ]
+
+
+def test_the_best_is_certified_whichever_it_is() -> None:
+    for best in ("logit_bias", "residual/euclidean/0.3", "residual/euclidean/0.3+bias"):
+        choice, asked = chosen_from(CORRECTIONS, {"residual/euclidean/0.3": 0.1, "logit_bias": 0.1, best: 0.2})
+        assert choice.chosen is not None
+        assert choice.chosen.key == best
+        assert choice.certificate.candidates == 1 + 8 + COMBINED
+        assert choice.readout == "residual/euclidean"
+        assert len(asked) == 2
+
+
+def test_the_bias_goes_on_top_of_the_best_steps_only() -> None:
+    gains = {f"residual/euclidean/0.{i}": i / 100 for i in range(1, 9)}
+    choice, asked = chosen_from(("mera+bias",), gains)
+    assert asked == [[step.key for step in STEPS], [f"residual/euclidean/0.{i}+bias" for i in (8, 7, 6, 5, 4)]]
+    assert {one.method for one in choice.candidates} == {"mera+bias"}
+    assert choice.chosen is None
+
+
+def test_of_equal_gains_the_one_that_does_less_is_preferred() -> None:
+    gains = {"logit_bias": 0.2, "residual/euclidean/0.1": 0.2, "residual/euclidean/0.1+bias": 0.2}
+    for candidates, best in ((CORRECTIONS, "logit_bias"), (("mera", "mera+bias"), "residual/euclidean/0.1")):
+        choice, _ = chosen_from(candidates, gains)
+        assert choice.certificate.chosen == best
+
+
+def test_without_steps_the_bias_alone_is_tried_and_has_no_readout() -> None:
+    choice, asked = chosen_from(CORRECTIONS, {"logit_bias": 0.2}, [])
+    assert asked == [[], ["logit_bias"]]
+    assert choice.chosen == BIAS
+    assert choice.readout is None
+    none, _ = chosen_from(("mera",), {}, [])
+    assert (none.candidates, none.readout, none.certificate.certified) == ((), None, False)
+    watched, asked = chosen_from(("logit_bias",), {"logit_bias": 0.2})
+    assert asked == [["logit_bias"]]  # no step is measured where none can be chosen
+    assert watched.readout == "residual/euclidean"
+
+
+def published(store: Path) -> Artifact:
+    [entry] = artifacts.scan([store])
+    assert entry.artifact is not None, entry.reason
+    return entry.artifact
+
+
+def mostly_yes(row: dict[str, str]) -> str:
+    return "yes" if random.Random(row["text"]).random() < 0.9 else "no"
+
+
+def test_a_bias_is_certified_published_and_measured_like_a_step(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
+    """Nine labels of ten are "yes" whatever the text says: the bias repairs that, and the readouts beside it only watch."""
+    options, task = Options(ordering=100, candidates=("logit_bias",)), make_task(relabel=mostly_yes)
+    report = run(loaded, task, tmp_path / "store", options)
+    assert report is not None
+    assert (report["decision"], report["method"]) == ("certified", "logit_bias")
+    assert report["alpha"] is report["hook_point"] is report["direction"] is None
+    assert report["accuracy"]["steered"] > report["accuracy"]["unsteered"] + 0.2
+    assert report["spi"] > 0.5
+    assert report["certificate"]["candidates"] == 1
+    found = published(tmp_path / "store")
+    assert found.certified
+    assert found.alpha is None
+    assert found.manifest["steering"]["method"] == "logit_bias"
+    assert found.vectors.active_layers
+    [row] = found.calibration["candidates"]
+    assert (row["key"], row["method"], row["hook_point"], row["alpha"]) == ("logit_bias", "logit_bias", None, None)
+    # The batch answers as the stored bias does on the stored class scores; it was fit without the ordering subset.
+    job = prepare(loaded, task, tmp_path / "store", options)
+    collected = job.workspace.load("collect")
+    assert collected is not None
+    assert found.label_bias is not None
+    scores = collected.tensors["probabilities"].clamp_min(1e-30).log().numpy()[job.ordering]
+    labels = np.array([example.label for example in job.splits.train])[job.ordering]
+    by_hand = (apply_logit_bias(scores, found.label_bias.numpy()) == labels).mean()
+    before = (collected.tensors["label"].numpy()[job.ordering] == labels).mean()
+    assert row["gain"] == pytest.approx(by_hand - before, abs=1e-9)
+
+
+def test_one_class_alone_has_no_probe_but_may_have_a_bias(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
+    task, store = make_task(relabel=lambda row: "yes"), tmp_path / "store"
+    report = run(loaded, task, store, Options(ordering=100, candidates=CORRECTIONS))
+    assert report is not None
+    assert (report["decision"], report["method"], report["accuracy"]["steered"]) == ("certified", "logit_bias", 1.0)
+    found = published(store)
+    assert found.digest == report["artifact"]
+    assert (found.vectors.active_layers, found.alpha, found.certified) == ((), None, True)
+    assert not found.vectors.weight.any()
+    assert found.manifest["probe"]["scores"] == []
+
+
+def test_no_probe_and_no_bias_worth_it_publishes_zeros(
+    loaded: LoadedModel, make_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merasteer.pipeline.fit.fit_logit_bias", lambda scores, labels: np.zeros(2))
+    options = Options(ordering=100, candidates=("logit_bias", "mera"))
+    report = run(loaded, make_task(relabel=lambda row: "yes"), tmp_path / "store", options)
+    assert report is not None
+    assert (report["decision"], report["reason"], report["method"]) == ("abstained", "no_probe", None)
+    assert report["certificate"] is None
+    assert report["artifact"] is not None
+    assert not published(tmp_path / "store").certified
+
+
+def test_a_bias_on_top_of_a_step_is_certified_as_such(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
+    options = Options(ordering=100, candidates=("mera+bias",), directions=("covariance",), hook_points=("residual",))
+    report = run(loaded, make_task(), tmp_path / "store", options)
+    assert report is not None
+    assert (report["decision"], report["method"]) == ("certified", "mera+bias")
+    assert (report["hook_point"], report["direction"]) == ("residual", "covariance")
+    assert report["certificate"]["candidates"] == COMBINED
+    found = published(tmp_path / "store")
+    assert found.alpha == report["alpha"]
+    assert found.manifest["steering"]["method"] == "mera+bias"
+    assert found.calibration["chosen"] == f"residual/covariance/{found.alpha:g}+bias"
+    assert {row["method"] for row in found.calibration["candidates"]} == {"mera+bias"}
+
+
+def test_all_candidates_together_and_none_of_it_by_default(finished, loaded: LoadedModel, tmp_path: Path) -> None:
+    report = run(loaded, finished.task, tmp_path / "store", Options(ordering=100, candidates=CORRECTIONS))
+    assert report is not None
+    assert report["decision"] == "certified"
+    assert report["certificate"]["candidates"] == 1 + 60 + COMBINED
+    found = published(tmp_path / "store")
+    methods = [row.get("method", "mera") for row in found.calibration["candidates"]]
+    assert [methods.count(name) for name in CORRECTIONS] == [60, 1, COMBINED]
+    best = max(
+        found.calibration["candidates"], key=lambda row: row["gain"]
+    )  # the first of equal ones, as `rank` has it
+    assert found.calibration["chosen"] == best["key"]
+    assert found.manifest["steering"].get("method", "mera") == report["method"]
+    default = published(finished.store)
+    assert "method" not in default.manifest["steering"]
+    assert not any("method" in row for row in default.calibration["candidates"])
+    assert not any("auroc" in score for score in default.manifest["probe"]["scores"])
+
+
+def test_logistic_probes_and_one_layer_and_the_last_position_run_through(
+    finished, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    options = Options(
+        ordering=100, family="logistic", layers="best", positions="last", directions=("covariance", "euclidean")
+    )
+    report = run(loaded, finished.task, tmp_path / "store", options)
+    assert report is not None
+    found = published(tmp_path / "store")
+    steering, probe = found.manifest["steering"], found.manifest["probe"]
+    assert steering["positions"] == "last"
+    assert steering["active_layers"] == [steering["report_layer"]]
+    assert probe["family"] == "logistic"
+    assert all(0.0 <= score["auroc"] <= 1.0 for score in probe["scores"])
+    acting = [score["layer"] for score in probe["scores"] if not score["idle"]]
+    assert acting == steering["active_layers"]
+    assert max(probe["scores"], key=lambda score: score["auroc"])["layer"] == acting[0]
+    assert probe["scores"][acting[0]]["auroc"] > 0.7
+    # σ(z) is near the share of wrong answers: the probe says how probable an error is.
+    job = prepare(loaded, finished.task, tmp_path / "store", options)
+    collected = job.workspace.load("collect")
+    assert collected is not None
+    rows = collected.tensors[f"activations.{steering['hook_point']}"][job.ordering, acting[0]]
+    said = torch.sigmoid(rows @ found.vectors.weight[acting[0]] + found.vectors.bias[acting[0]])
+    labels = torch.tensor([example.label for example in job.splits.train])[job.ordering]
+    wrong = collected.tensors["label"][job.ordering] != labels
+    assert float(said.mean()) == pytest.approx(float(wrong.float().mean()), abs=0.12)
