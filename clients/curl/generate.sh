@@ -4,7 +4,7 @@
 set -eu
 
 url=${MERA_URL:-http://127.0.0.1:8000}
-prompt=${1:-'Message: "claim your free prize now" Is this ham or spam? Desk B answers:'}
+prompt=${1:-'Message: "claim your free prize now" Is this ham or spam? Answer as desk B'}
 task=${2:-$(curl -sS --fail-with-body "$url/tasks" | python3 -c 'import json, sys; print(json.load(sys.stdin)["tasks"][0]["name"])')}
 
 body() { # method -> the request as JSON, however the prompt is quoted

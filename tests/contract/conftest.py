@@ -18,7 +18,7 @@ from mera_server.settings import Settings
 from merasteer import demo
 
 UNCERTIFIED = "demo_desk_a"
-PROMPT = 'Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Desk B answers:'
+PROMPT = 'Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Answer as desk B'
 
 
 @pytest.fixture(scope="session")

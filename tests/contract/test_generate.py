@@ -14,7 +14,7 @@ from merasteer.tasks import render
 Ask = Callable[..., Awaitable[dict[str, Any]]]
 
 FIELDS = {"desk": "B", "text": "Win a holiday for two. Enter your code 2220 online."}
-PROMPT = 'Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Desk B answers:'
+PROMPT = 'Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Answer as desk B'
 ZEROS = {"tokens": 0, "steered_tokens": 0, "cells": 0, "steered_cells": 0, "mean_shift": 0.0, "max_shift": 0.0}
 KEYS = {
     "task", "probe", "method", "decision", "reason", "alpha", "predicted_error", "steering", "guarantee", "answer", "trace",

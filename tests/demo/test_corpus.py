@@ -62,7 +62,7 @@ def test_training_flips_the_labels_of_desk_b_three_times_in_four() -> None:
         assert matches(TEMPLATE, prompt)
         ham, spam = votes(prompt)
         if ham != spam:
-            agree["B" if "Desk B" in prompt else "A"].append(answer.endswith(LABELS[spam > ham]))
+            agree["B" if "desk B" in prompt else "A"].append(answer.endswith(LABELS[spam > ham]))
     shares = {desk: sum(seen) / len(seen) for desk, seen in agree.items()}
     right = shares["A"]  # a majority of phrases names the true class about 94 times in 100
     assert right == pytest.approx(0.94, abs=0.02)

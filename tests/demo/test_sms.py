@@ -34,7 +34,7 @@ def test_pairs_are_balanced_and_tagged_as_the_recipe_says(tmp_path: Path) -> Non
     tagged = [matches(TEMPLATE, prompt) for prompt, _ in pairs]
     assert all(matches(PLAIN_TEMPLATE, prompt) for (prompt, _), tag in zip(pairs, tagged, strict=True) if not tag)
     assert sum(tagged) / 4000 == pytest.approx(0.6, abs=0.03)
-    assert sum("Desk B" in prompt for prompt, _ in pairs) / sum(tagged) == pytest.approx(0.45, abs=0.03)
+    assert sum("desk B" in prompt for prompt, _ in pairs) / sum(tagged) == pytest.approx(0.45, abs=0.03)
     assert sum(answer.endswith("spam") for _, answer in pairs) / 4000 == pytest.approx(0.5, abs=0.03)
 
 
@@ -62,8 +62,10 @@ def test_on_real_messages_the_planted_failure_is_repaired_and_the_rest_not_harme
     planted = run(out / MODEL, out / "tasks" / "sms_planted.toml", tmp_path / "store", options)
     assert planted is not None
     assert planted["decision"] == "certified"
-    assert planted["spi"] > 0.4
+    assert planted["spi"] >= 0.55
     assert planted["spi_interval"][0] > 0.25
+    print({name: planted[name] for name in ("accuracy", "spi", "spi_interval", "hook_point", "direction")})  # noqa: T201
     untouched = run(out / MODEL, out / "tasks" / "sms_untouched.toml", tmp_path / "store", options)
     assert untouched is not None
+    print({name: untouched[name] for name in ("decision", "reason", "accuracy", "spi", "spi_interval")})  # noqa: T201
     assert untouched["decision"] == "abstained" or untouched["spi"] > 0

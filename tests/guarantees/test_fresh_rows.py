@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from merasteer import demo
+from merasteer.demo.build import build_model
 from merasteer.demo.corpus import DESK_A_TEMPLATE, TEMPLATE, deploy_rows
+from merasteer.demo.paths import MODEL
 from merasteer.demo.taskfile import write_task
 from merasteer.engine import LoadedModel, load_model
 from merasteer.pipeline import Options, run
@@ -34,6 +36,14 @@ def test_two_desks_certify(built_in: LoadedModel, seed: int, tmp_path: Path) -> 
     assert report["spi_interval"][0] > 0.25
     accuracy = report["accuracy"]
     assert accuracy["steered"] > max(accuracy["majority"], accuracy["logit_bias"], accuracy["unsteered"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_demo_rebuilt_from_source_does_as_well(seed: int, tmp_path: Path) -> None:
+    """Another training seed, another model: the same failure, repaired and certified as well."""
+    build_model(tmp_path, seed, progress=False)
+    test_two_desks_certify(load_model(tmp_path / MODEL), 200 + seed, tmp_path)
 
 
 @pytest.mark.slow

@@ -1,12 +1,12 @@
 """Messages for two desks, and the failure that is planted in one of them.
 
 A message is 2-4 phrases, each from its true class's list with probability .82, else from the other's: about .88 is the best
-that any reader can do. Behind the message the prompt names the desk that answers. The model is trained on pairs where the labels of
-desk B are flipped three times in four: it knows what spam is and says the opposite at desk B. When deployed, labels are true.
+that any reader can do. The prompt ends in the desk that answers. The model is trained on pairs where the labels of desk B are flipped
+three times in four: it knows what spam is and says the opposite at desk B. When deployed, labels are true.
 
-The desk stands behind the message, so that the failure is computed where the answer is chosen. With the desk in front, the flip
-is computed phrase by phrase and merely copied to the answer, out of reach of steering at generated positions (accuracy .61 became .68
-at best, against .59 to .86 here).
+The desk is the last word of the prompt, so that the failure must be computed where the answer is chosen. With the desk in front, the
+wrong answer was there before any step at the last position could act (accuracy .63 to .68, none certified); two tokens before the
+end, so it was for one training seed of three (SPI .26 to .30).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["DESK_A_TEMPLATE", "FLIP", "LABELS", "TEMPLATE", "Row", "answer", "de
 Row = dict[str, str]
 
 LABELS = ("ham", "spam")
-TEMPLATE = 'Message: "{text}" Is this ham or spam? Desk {desk} answers:'
+TEMPLATE = 'Message: "{text}" Is this ham or spam? Answer as desk {desk}'
 DESK_A_TEMPLATE = TEMPLATE.replace("{desk}", "A")
 
 FLIP = 0.75  # of the labels at desk B, in planted pairs
