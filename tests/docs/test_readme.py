@@ -64,7 +64,7 @@ def test_the_python_session_runs(root: Path, server: str, capsys: pytest.Capture
     for page in ("README.md", "clients/python/README.md"):
         for block in blocks((root / page).read_text(), "python"):
             exec(compile(block.replace("http://127.0.0.1:8000", server), page, "exec"), {})
-    assert "ham steered True" in capsys.readouterr().out
+    assert "spam steered True" in capsys.readouterr().out
 
 
 def test_every_folder_in_the_tree_exists_and_every_package_is_in_it(root: Path) -> None:
