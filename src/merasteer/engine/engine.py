@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
+from merasteer.engine.admission import check, end_tokens
 from merasteer.engine.batching import SteeringManager, Step
-from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS, EngineConfig
+from merasteer.engine.config import EngineConfig
 from merasteer.engine.loading import LoadedModel
 from merasteer.engine.run import Resident, Run
 from merasteer.engine.steer import Steering, Switches
 from merasteer.engine.tables import movable_layers, resume_position
 from merasteer.engine.text import Continuation, encode
-from merasteer.errors import EmptyInputs, EngineFailed, InvalidInput, MeraError, Overloaded, PromptTooLong
+from merasteer.errors import EngineFailed, InvalidInput, MeraError, Overloaded
 from merasteer.types import FinishReason, Generation, GenerationRequest, SteeringVectors
 
 __all__ = ["Engine", "EngineStats"]
@@ -58,7 +59,7 @@ class Engine:
         self._held = False
         self._manager: SteeringManager | None = None
         self._stack = ExitStack()
-        self._eos = _eos(loaded)
+        self._eos = end_tokens(loaded)
 
     # ------------------------------------------------------------------------------------------- life
 
@@ -140,7 +141,7 @@ class Engine:
 
         Raises EmptyInputs, PromptTooLong, InvalidInput, Overloaded (the waiting queue is full) or EngineFailed.
         """
-        self._check(request)
+        check(request, self.loaded, self.max_tokens)
         continuation = Continuation(self.loaded.tokenizer, request.prompt, request.stop)
         with self._lock:
             manager = self._alive()
@@ -202,37 +203,6 @@ class Engine:
             raise InvalidInput(f"policy: no steering vectors are registered as {request.policy.vectors!r}")
         movable_layers(resident.vectors, request.policy)
         return resident
-
-    def _check(self, request: GenerationRequest) -> None:
-        if not request.prompt:
-            raise EmptyInputs("inputs: the prompt has no token; give some text")
-        if request.max_new_tokens < 1:
-            raise InvalidInput(f"max_new_tokens: {request.max_new_tokens} is not positive; give 1 or more")
-        total = len(request.prompt) + request.max_new_tokens
-        if total > self.max_tokens:
-            raise PromptTooLong(
-                f"inputs: {len(request.prompt)} prompt tokens and max_new_tokens {request.max_new_tokens} exceed the "
-                f"{self.max_tokens} tokens that fit; shorten the prompt or lower max_new_tokens"
-            )
-        if not all(0 <= token < self.loaded.vocab for token in request.prompt):
-            raise InvalidInput(f"inputs: a token id is outside the vocabulary of {self.loaded.vocab}")
-        if any(not stop for stop in request.stop):
-            raise InvalidInput("stop: an empty string stops everything; remove it")
-        variants = request.variants or ()
-        if len(variants) > MAX_LABELS or any(len(ids) > MAX_VARIANTS for ids in variants):
-            raise InvalidInput(
-                f"variants: at most {MAX_LABELS} labels of {MAX_VARIANTS} token variants each are supported"
-            )
-
-        if request.label_bias is not None and len(request.label_bias) != len(variants):
-            raise InvalidInput(
-                f"label_bias: {len(request.label_bias)} values for {len(variants)} labels; give one per label"
-            )
-        positions = request.policy.positions if request.policy is not None else ()
-        if isinstance(positions, tuple) and any(position >= len(request.prompt) for position in positions):
-            raise InvalidInput(
-                f"positions: one lies beyond the prompt's {len(request.prompt)} tokens; give indices into the prompt"
-            )
 
     def _cancel(self, run: Run) -> None:
         self._cancelled.append(run)
@@ -383,13 +353,4 @@ def _switches(runs: Sequence[Run]) -> Switches:
         bias=any(request.label_bias is not None for request in requests),
         logprobs=any(request.logprobs for request in requests),
         trace=any(request.trace for request in requests),
-    )
-
-
-def _eos(loaded: LoadedModel) -> frozenset[int]:
-    """End-of-sequence tokens: the model's own list and the tokenizer's."""
-    configured = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(
-        int(i) for i in [*ids, getattr(loaded.tokenizer, "eos_token_id", None)] if i is not None and i >= 0
     )
