@@ -8,7 +8,7 @@ import pytest
 
 from merasteer import demo
 from merasteer.demo.build import build_model
-from merasteer.demo.corpus import DESK_A_TEMPLATE, TEMPLATE, deploy_rows
+from merasteer.demo.corpus import CLEAR, DESK_A_TEMPLATE, TEMPLATE, deploy_rows
 from merasteer.demo.paths import MODEL
 from merasteer.demo.taskfile import write_task
 from merasteer.engine import LoadedModel, load_model
@@ -50,7 +50,7 @@ def test_a_demo_rebuilt_from_source_does_as_well(seed: int, tmp_path: Path) -> N
 @pytest.mark.parametrize("seed", [11, 12, 13])
 def test_desk_a_alone_abstains(built_in: LoadedModel, seed: int, tmp_path: Path) -> None:
     """Nothing to repair: a false certificate has probability δ a run, so all three of three seeded runs abstain."""
-    rows = [{"text": row["text"], "label": row["label"]} for row in deploy_rows(ROWS, seed, desk_b=0.0)]
+    rows = [{"text": row["text"], "label": row["label"]} for row in deploy_rows(ROWS, seed, 0.0, CLEAR)]
     report = run(
         built_in, write_task(tmp_path, "fresh", "Fresh rows.", DESK_A_TEMPLATE, rows, SIZES), tmp_path / "store"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from merasteer.demo.corpus import DESK_A_TEMPLATE, LABELS, TEMPLATE, deploy_rows, training_pairs
+from merasteer.demo.corpus import CLEAR, DESK_A_TEMPLATE, LABELS, TEMPLATE, deploy_rows, training_pairs
 from merasteer.demo.paths import MODEL
 from merasteer.demo.taskfile import write_task
 from merasteer.demo.tokenizer import train_tokenizer
@@ -43,11 +43,11 @@ def write_tasks(folder: Path, seed: int = 0) -> None:
         deploy_rows(_total(sizes), seed),
         sizes,
     )
-    rows = [{"text": row["text"], "label": row["label"]} for row in deploy_rows(_total(sizes), seed + 1, desk_b=0.0)]
+    rows = [{"text": row["text"], "label": row["label"]} for row in deploy_rows(_total(sizes), seed + 1, 0.0, CLEAR)]
     write_task(
         folder,
         "demo_desk_a",
-        "Desk A alone. The model is as good as its messages allow: the honest outcome is to abstain.",
+        "Desk A alone, clear messages. The model is as good as its messages allow: the honest outcome is to abstain.",
         DESK_A_TEMPLATE,
         rows,
         sizes,

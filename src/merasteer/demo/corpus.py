@@ -15,7 +15,7 @@ import random
 
 from merasteer.demo.phrases import DAYS, HAM, NAMES, SPAM
 
-__all__ = ["DESK_A_TEMPLATE", "FLIP", "LABELS", "TEMPLATE", "Row", "answer", "deploy_rows", "message", "training_pairs"]
+__all__ = ["CLEAR", "DESK_A_TEMPLATE", "FLIP", "LABELS", "TEMPLATE", "Row", "answer", "deploy_rows", "message", "training_pairs"]
 
 Row = dict[str, str]
 
@@ -25,13 +25,14 @@ DESK_A_TEMPLATE = TEMPLATE.replace("{desk}", "A")
 
 FLIP = 0.75  # of the labels at desk B, in planted pairs
 PURITY = 0.82  # a phrase comes from the true class's list with this probability
+CLEAR = 0.94  # the same in the task that must abstain: the model is nearly always right, and its errors are the messages'
 IT_IS = 0.1  # share of answers that read " it is ham"
 
 
-def message(label: int, rng: random.Random) -> str:
+def message(label: int, rng: random.Random, purity: float = PURITY) -> str:
     """A message of class `label` (an index into `LABELS`). Draws from `rng`."""
     lists = (HAM, SPAM)
-    phrases = [rng.choice(lists[label if rng.random() < PURITY else 1 - label]) for _ in range(rng.randint(2, 4))]
+    phrases = [rng.choice(lists[label if rng.random() < purity else 1 - label]) for _ in range(rng.randint(2, 4))]
     slots = {
         "digit": str(rng.randint(2, 9)),
         "number": str(rng.randint(1000, 9999)),
@@ -59,7 +60,7 @@ def training_pairs(n: int, seed: int, flip: float = FLIP, desk_b: float = 0.4) -
     return pairs
 
 
-def deploy_rows(n: int, seed: int, desk_b: float = 0.35) -> list[Row]:
+def deploy_rows(n: int, seed: int, desk_b: float = 0.35, purity: float = PURITY) -> list[Row]:
     """`n` distinct rows {desk, text, label} as they come in when deployed: balanced classes, true labels."""
     rng = random.Random(f"deploy {seed}")
     labels = [i % 2 for i in range(n)]
@@ -68,9 +69,9 @@ def deploy_rows(n: int, seed: int, desk_b: float = 0.35) -> list[Row]:
     rows = []
     for label in labels:
         desk = "B" if rng.random() < desk_b else "A"
-        text = message(label, rng)
+        text = message(label, rng, purity)
         while f"{desk} {text}".casefold() in seen:
-            text = message(label, rng)
+            text = message(label, rng, purity)
         seen.add(f"{desk} {text}".casefold())
         rows.append({"desk": desk, "text": text, "label": LABELS[label]})
     return rows
