@@ -15,7 +15,18 @@ import random
 
 from merasteer.demo.phrases import DAYS, HAM, NAMES, SPAM
 
-__all__ = ["CLEAR", "DESK_A_TEMPLATE", "FLIP", "LABELS", "TEMPLATE", "Row", "answer", "deploy_rows", "message", "training_pairs"]
+__all__ = [
+    "CLEAR",
+    "DESK_A_TEMPLATE",
+    "FLIP",
+    "LABELS",
+    "TEMPLATE",
+    "Row",
+    "answer",
+    "deploy_rows",
+    "message",
+    "training_pairs",
+]
 
 Row = dict[str, str]
 
@@ -25,7 +36,9 @@ DESK_A_TEMPLATE = TEMPLATE.replace("{desk}", "A")
 
 FLIP = 0.75  # of the labels at desk B, in planted pairs
 PURITY = 0.82  # a phrase comes from the true class's list with this probability
-CLEAR = 0.94  # the same in the task that must abstain: the model is nearly always right, and its errors are the messages'
+CLEAR = (
+    0.94  # the same in the task that must abstain: the model is nearly always right, and its errors are the messages'
+)
 IT_IS = 0.1  # share of answers that read " it is ham"
 
 
