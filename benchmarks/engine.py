@@ -1,4 +1,4 @@
-"""What steering costs in the engine: ratios of medians in one run, interleaved (docs/performance.md).
+"""What steering costs in the engine: ratios of medians in one run, interleaved.
 
     python benchmarks/engine.py [--size 56M|tiny] [--rounds 5] [--requests 32] [--new 32] [--prompt 57]
 

@@ -6,13 +6,11 @@ All are allocated once; only the generation thread writes them, in stream order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.errors import InvalidInput
-from merasteer.types import GenerationRequest, HookPoint, Policy, SteeringVectors
+from merasteer.types import GenerationRequest, Policy, SteeringVectors
 
 __all__ = ["NEVER", "SlotTable", "VectorTable"]
 
@@ -175,6 +173,3 @@ def resume_position(request: GenerationRequest, counted: int) -> int:
         ordered = sorted(request.policy.positions)
         return ordered[counted] if counted < len(ordered) else NEVER
     return min(acting_range(request)[0] + counted, NEVER)
-
-
-Tables = Mapping[HookPoint, VectorTable]
