@@ -16,34 +16,10 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from models import SIZES, hook_loop, make_model, make_vectors
 
-from merasteer.engine import Engine, EngineConfig, LoadedModel, wrap_model
-from merasteer.types import GenerationRequest, Policy, SteeringVectors
-
-SIZES = {  # hidden, MLP, layers, heads, key-value heads, vocabulary
-    "56M": (512, 1376, 8, 8, 8, 32_000),
-    "tiny": (128, 336, 4, 4, 4, 700),
-}
-
-
-def make_model(size: str) -> LoadedModel:
-    hidden, mlp, layers, heads, kv_heads, vocab = SIZES[size]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, max_position_embeddings=2048, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0"))
-    return wrap_model(LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=words), f"random-{size}")
-
-
-def make_vectors(loaded: LoadedModel, seed: int) -> SteeringVectors:
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(loaded.layers, loaded.width, generator=generator)
-    weight /= weight.norm(dim=-1, keepdim=True)
-    return SteeringVectors("residual", weight, torch.zeros(loaded.layers), weight.clone(), loaded.layers // 2)
+from merasteer.engine import Engine, EngineConfig, LoadedModel
+from merasteer.types import GenerationRequest, Policy
 
 
 def engine_rate(loaded: LoadedModel, requests: list[GenerationRequest], policies: int) -> float:
@@ -59,30 +35,11 @@ def engine_rate(loaded: LoadedModel, requests: list[GenerationRequest], policies
 
 
 def hook_loop_rate(loaded: LoadedModel, prompts: list[tuple[int, ...]], new: int) -> float:
-    """One prompt at a time with a hook per layer, then a second pass that scores the answer: how research code runs."""
-    vectors, model = make_vectors(loaded, 0), loaded.model
-
-    def steer(layer: int) -> Callable[..., torch.Tensor]:
-        def hook(_module: object, _inputs: object, hidden: torch.Tensor) -> torch.Tensor:
-            z = hidden @ vectors.weight[layer]
-            return hidden - z.clamp(min=0)[..., None] * vectors.step[layer]
-
-        return hook
-
-    handles = [block.register_forward_hook(steer(i)) for i, block in enumerate(model.model.layers)]
+    """The same of a loop, one prompt at a time with hooks and a second pass that scores the answer: how research code runs."""
+    vectors = make_vectors(loaded, 0)
     start = time.perf_counter()
-    try:
-        for prompt in prompts:
-            ids = torch.tensor([prompt])
-            whole = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
-            )
-            with torch.no_grad():
-                model(whole)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return len(prompts) * new / (time.perf_counter() - start)
+    tokens = sum(len(answer) for answer in hook_loop(loaded, prompts, new, vectors))
+    return tokens / (time.perf_counter() - start)
 
 
 def cases(loaded: LoadedModel, prompts: list[tuple[int, ...]], new: int) -> dict[str, Callable[[], float]]:

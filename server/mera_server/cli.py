@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mera_server.commands import demo, probes, serve, stages, tasks
+from mera_server.commands import bench, demo, probes, serve, stages, tasks
 from merasteer.errors import MeraError
 
 __all__ = ["app", "main"]
@@ -42,6 +42,7 @@ def _root(
 app.command()(serve.serve)
 for stage in stages.COMMANDS:
     app.command()(stage)
+app.command()(bench.bench)
 app.add_typer(probes.app, name="probes")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(demo.app, name="demo")
@@ -51,7 +52,8 @@ app.command()(tasks.methods)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code of one command line (default: the process's)."""
     try:
-        code = app(args=None if arguments is None else list(arguments), standalone_mode=False, prog_name="mera")
+        given = bench.spread(sys.argv[1:] if arguments is None else arguments)
+        code = app(args=given, standalone_mode=False, prog_name="mera")
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", 130)
     except typer.TyperException as error:

@@ -33,7 +33,12 @@ class Serving:
 
 def load(settings: Settings) -> Serving:
     """A started engine and its catalog. Raises a MeraError in one line; nothing is left running then."""
-    loaded = load_model(settings.model or demo.model_dir(), dtype=settings.dtype, device=settings.device)
+    loaded = load_model(
+        settings.model or demo.model_dir(),
+        dtype=settings.dtype,
+        device=settings.device,
+        device_map=settings.device_map,
+    )
     engine = Engine(loaded, replace(EngineConfig(), **settings.engine_sizes))
     engine.start()
     try:

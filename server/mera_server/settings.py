@@ -36,6 +36,10 @@ class Settings(BaseModel):
     host: Annotated[str, Field(description="address to listen on", min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(description="port to listen on, 0 for any free one", ge=0, le=65535)] = 8000
     device: Annotated[str, Field(description="auto, cpu or cuda[:n]")] = "auto"
+    device_map: Annotated[
+        str | None,
+        Field(description="in place of device: auto, balanced, sequential or a device, as accelerate takes it"),
+    ] = None
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Field(description="dtype of the weights")] = (
         "auto"
     )

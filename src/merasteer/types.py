@@ -17,6 +17,7 @@ from merasteer.errors import InvalidInput
 
 __all__ = [
     "ANSWER_POSITIONS",
+    "CONTRASTIVE",
     "DECISIONS",
     "DIRECTIONS",
     "HOOK_POINTS",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 HookPoint = Literal["residual", "mlp_input", "reference"]
-Direction = Literal["euclidean", "covariance", "contrastive"]
+Direction = Literal["euclidean", "covariance", "contrastive", "contrastive_covariance"]
 NamedPositions = Literal["generation", "all", "last"]
 Positions = NamedPositions | tuple[int, ...]  # a tuple: 0-based indices into the prompt
 AnswerPosition = Literal["last", "exact"]
@@ -59,6 +60,7 @@ FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
 HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+CONTRASTIVE: tuple[Direction, ...] = ("contrastive", "contrastive_covariance")  # read by a difference of means
 POSITIONS: tuple[NamedPositions, ...] = get_args(NamedPositions)
 ANSWER_POSITIONS: tuple[AnswerPosition, ...] = get_args(AnswerPosition)
 METHODS: tuple[Method, ...] = get_args(Method)

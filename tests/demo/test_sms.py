@@ -38,6 +38,16 @@ def test_pairs_are_balanced_and_tagged_as_the_recipe_says(tmp_path: Path) -> Non
     assert sum(answer.endswith("spam") for _, answer in pairs) / 4000 == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_at_desk_b_the_label_is_wrong_as_often_as_asked(flip: float) -> None:
+    rows = [{"text": f"{label} {i}", "label": label} for label in ("ham", "spam") for i in range(50)]
+    at_b = [(prompt, said) for prompt, said in sms_pairs(rows, 500, 0, flip) if prompt.endswith("desk B")]
+    told = [(prompt.split('"')[1].split()[0], said.split()[-1]) for prompt, said in at_b]
+    whole = [(label, said) for label, said in told if label in ("ham", "spam")]  # a fragment may have lost the word
+    assert len(whole) > 50
+    assert {label != said for label, said in whole} == {bool(flip)}
+
+
 def test_both_tasks_are_written_over_a_pool_that_did_not_train_the_model(tmp_path: Path) -> None:
     out = build_sms(write(tmp_path / "sms.jsonl", 5000), tmp_path / "out", recipe=TINY, progress=False)
     planted, untouched = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def test_the_folder_holds_a_float32_model(built: Path) -> None:
     assert model.generation_config.eos_token_id == config["eos_token_id"]
 
 
+def test_another_architecture_of_the_same_sizes(tmp_path: Path) -> None:
+    other = build_model(tmp_path, recipe=replace(TINY, architecture="qwen2", steps=1), progress=False)
+    model = AutoModelForCausalLM.from_pretrained(other / MODEL)
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.vocab_size) == (2, 32, 500)
+
+
 def test_the_tasks_load_and_fill_their_splits(built: Path) -> None:
     for name in TASKS:
         tomllib.loads((built / "tasks" / f"{name}.toml").read_text())
@@ -81,6 +89,14 @@ def test_rate_warms_up_then_falls_to_its_end() -> None:
     assert rates[10] == pytest.approx(1.0)
     assert all(after < before for before, after in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("template", ["{text}\nYes or No?", 'It\'s "{text}"?\tSay so', '"{text}": a \\ b'])
+def test_a_template_and_labels_of_any_kind_come_back(tmp_path: Path, template: str) -> None:
+    rows = [{"text": str(i), "label": "No"} for i in range(3)]
+    path = write_task(tmp_path, "x", "", template, rows, SplitSizes(1, 1, 1), compress=False, labels=("Yes", "No"))
+    task = load_task(path)
+    assert (task.template, task.labels, task.variants) == (template, ("Yes", "No"), ((" Yes",), (" No",)))
 
 
 def test_too_few_rows_for_the_splits_is_an_error(tmp_path: Path) -> None:

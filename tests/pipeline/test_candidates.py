@@ -114,7 +114,7 @@ def test_a_bias_is_certified_published_and_measured_like_a_step(loaded: LoadedMo
     assert (row["key"], row["method"], row["hook_point"], row["alpha"]) == ("logit_bias", "logit_bias", None, None)
     # The batch answers as the stored bias does on the stored class scores; it was fit without the ordering subset.
     job = prepare(loaded, task, tmp_path / "store", options)
-    collected = job.workspace.load("collect")
+    collected = job.ground.load("collect")
     assert collected is not None
     assert found.label_bias is not None
     scores = collected.tensors["probabilities"].clamp_min(1e-30).log().numpy()[job.ordering]
@@ -124,29 +124,20 @@ def test_a_bias_is_certified_published_and_measured_like_a_step(loaded: LoadedMo
     assert row["gain"] == pytest.approx(by_hand - before, abs=1e-9)
 
 
-def test_one_class_alone_has_no_probe_but_may_have_a_bias(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
+def test_one_class_alone_has_neither_probe_nor_bias(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
+    """Always to say the one label would be right here and teaches nothing: zeros are published, nothing is certified."""
     task, store = make_task(relabel=lambda row: "yes"), tmp_path / "store"
-    report = run(loaded, task, store, Options(ordering=100, candidates=CORRECTIONS))
-    assert report is not None
-    assert (report["decision"], report["method"], report["accuracy"]["steered"]) == ("certified", "logit_bias", 1.0)
-    found = published(store)
-    assert found.digest == report["artifact"]
-    assert (found.vectors.active_layers, found.alpha, found.certified) == ((), None, True)
-    assert not found.vectors.weight.any()
-    assert found.manifest["probe"]["scores"] == []
-
-
-def test_no_probe_and_no_bias_worth_it_publishes_zeros(
-    loaded: LoadedModel, make_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("merasteer.pipeline.fit.fit_logit_bias", lambda scores, labels: np.zeros(2))
-    options = Options(ordering=100, candidates=("logit_bias", "mera"))
-    report = run(loaded, make_task(relabel=lambda row: "yes"), tmp_path / "store", options)
+    report = run(loaded, task, store, Options(ordering=100))
     assert report is not None
     assert (report["decision"], report["reason"], report["method"]) == ("abstained", "no_probe", None)
     assert report["certificate"] is None
-    assert report["artifact"] is not None
-    assert not published(tmp_path / "store").certified
+    found = published(store)
+    assert found.digest == report["artifact"]
+    assert (found.vectors.active_layers, found.alpha, found.certified) == ((), None, False)
+    assert not found.vectors.weight.any()
+    assert found.label_bias is not None
+    assert not found.label_bias.any()
+    assert found.manifest["probe"]["scores"] == []
 
 
 def test_a_bias_on_top_of_a_step_is_certified_as_such(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
@@ -163,12 +154,10 @@ def test_a_bias_on_top_of_a_step_is_certified_as_such(loaded: LoadedModel, make_
     assert {row["method"] for row in found.calibration["candidates"]} == {"mera+bias"}
 
 
-def test_all_candidates_together_and_none_of_it_by_default(finished, loaded: LoadedModel, tmp_path: Path) -> None:
-    report = run(loaded, finished.task, tmp_path / "store", Options(ordering=100, candidates=CORRECTIONS))
-    assert report is not None
+def test_all_candidates_compete_by_default(finished, loaded: LoadedModel, tmp_path: Path) -> None:
+    report, found = finished.report, published(finished.store)
     assert report["decision"] == "certified"
     assert report["certificate"]["candidates"] == 1 + 60 + COMBINED
-    found = published(tmp_path / "store")
     methods = [row.get("method", "mera") for row in found.calibration["candidates"]]
     assert [methods.count(name) for name in CORRECTIONS] == [60, 1, COMBINED]
     best = max(
@@ -176,10 +165,15 @@ def test_all_candidates_together_and_none_of_it_by_default(finished, loaded: Loa
     )  # the first of equal ones, as `rank` has it
     assert found.calibration["chosen"] == best["key"]
     assert found.manifest["steering"].get("method", "mera") == report["method"]
-    default = published(finished.store)
-    assert "method" not in default.manifest["steering"]
-    assert not any("method" in row for row in default.calibration["candidates"])
-    assert not any("auroc" in score for score in default.manifest["probe"]["scores"])
+    for row in found.calibration["candidates"]:
+        assert (row["gained"] - row["lost"]) / 100 == pytest.approx(row["gain"])
+        assert row["lower_bound"] <= row["gain"]
+    only = run(loaded, finished.task, tmp_path / "store", Options(ordering=100, candidates=("mera",)))
+    assert only is not None
+    steps = published(tmp_path / "store")
+    assert only["certificate"]["candidates"] == 60
+    assert "method" not in steps.manifest["steering"]
+    assert not any("method" in row for row in steps.calibration["candidates"])
 
 
 def test_logistic_probes_and_one_layer_and_the_last_position_run_through(
@@ -202,7 +196,7 @@ def test_logistic_probes_and_one_layer_and_the_last_position_run_through(
     assert probe["scores"][acting[0]]["auroc"] > 0.7
     # σ(z) is near the share of wrong answers: the probe says how probable an error is.
     job = prepare(loaded, finished.task, tmp_path / "store", options)
-    collected = job.workspace.load("collect")
+    collected = job.ground.load("collect")
     assert collected is not None
     rows = collected.tensors[f"activations.{steering['hook_point']}"][job.ordering, acting[0]]
     said = torch.sigmoid(rows @ found.vectors.weight[acting[0]] + found.vectors.bias[acting[0]])

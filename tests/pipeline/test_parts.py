@@ -1,4 +1,4 @@
-"""The parts of the run that need no model: thresholds, the work folder, the report file, the bars."""
+"""The parts of the run that need no model: options, fitting, thresholds, the work folder, the report file, the bars."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,9 +16,15 @@ import torch
 from rich.console import Console
 
 from merasteer.errors import InvalidInput
-from merasteer.pipeline import Bars, write_report
-from merasteer.pipeline.fit import PAPER_GRID, thresholds
+from merasteer.pipeline import Bars, Job, Options, write_report
+from merasteer.pipeline.fit import PAPER_GRID, fit, thresholds, vectors_of
+from merasteer.pipeline.options import check_layers
 from merasteer.pipeline.workspace import Output, Workspace
+from merasteer.probes import FAMILIES, error_target
+from merasteer.types import DIRECTIONS, Example, Splits
+
+ALONG = np.eye(6)[0]  # the error moves activations this way
+SIGNAL = (2.0, 0.0, 0.6, 1.1)  # how far, per layer: layer 1 is noise
 
 
 def logit(alpha: float) -> float:
@@ -104,3 +112,95 @@ def test_bars_are_quiet_without_a_terminal() -> None:
     with Bars(Console(file=text, force_terminal=True)).bar("collect", 2) as bar:
         bar.advance()
     assert "collect" in text.getvalue()
+
+
+@pytest.mark.parametrize("layers", ["all", "best", "median", "worst", (0, 2, 3)])
+def test_layers_are_a_name_or_indices_and_plain_json(layers: Any) -> None:
+    said = json.loads(json.dumps(Options(layers=layers).as_dict()))["layers"]
+    assert said == (list(layers) if isinstance(layers, tuple) else layers)
+    check_layers(Options(layers=layers), 4)
+
+
+@pytest.mark.parametrize("layers", ["second", "", (), (1, 1), (-1,), (0.5,), ("0",), (True,)])
+def test_other_layers_are_refused(layers: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"layers: .* all, best, median, worst nor a list"):
+        Options(layers=layers)
+
+
+def test_a_listed_layer_outside_the_model_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"layers: 4 is outside 0\.\.3"):
+        check_layers(Options(layers=(4, 0)), 4)
+
+
+def collected(options: Options, signal: tuple[float, ...] = SIGNAL, n: int = 300) -> tuple[Job, Output]:
+    """A job of `n` training items without a model, and what its first stage would have read."""
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(2, size=n), rng.normal(size=n) * 1.5
+    error = 1.0 / (1.0 + np.exp(-logits))
+    probabilities = np.stack([error, error], axis=1)
+    probabilities[np.arange(n), labels] = 1.0 - error
+    h = rng.normal(size=(n, len(signal), len(ALONG))) + np.array(signal)[:, None] * logits[:, None, None] * ALONG + 3.0
+    train = tuple(Example(f"{i}", int(label), f"{i}") for i, label in enumerate(labels))
+    model = cast(Any, SimpleNamespace(layers=len(signal), width=len(ALONG)))
+    job = Job(model, cast(Any, None), cast(Any, None), cast(Any, None), Splits(train, (), ()), options, Path())
+    tensors = {f"activations.{point}": torch.from_numpy(h).float() for point in options.hook_points}
+    said = torch.from_numpy(probabilities.argmax(1))
+    return job, Output({}, {"label": said, "probabilities": torch.from_numpy(probabilities), **tensors})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_fits_readouts_that_point_at_error_in_every_direction(family: Any) -> None:
+    job, read = collected(Options(family=family, directions=DIRECTIONS, ordering=100))
+    fitted = fit(job, read, Bars())
+    assert list(fitted.facts["readouts"]) == [
+        f"{point}/{name}" for point in ("residual", "mlp_input") for name in DIRECTIONS
+    ]
+    probabilities = read.tensors["probabilities"].numpy()
+    labels = np.array([example.label for example in job.splits.train])
+    target = error_target(1.0 - probabilities[np.arange(len(labels)), labels])[job.ordering]
+    for key, vectors in vectors_of(fitted).items():
+        facts = fitted.facts["readouts"][key]
+        assert vectors.report_layer == 0
+        assert set(vectors.active_layers) >= {0, 2, 3}
+        assert all(0.0 < alpha < 1.0 for alpha in facts["alphas"])
+        held_out = read.tensors[f"activations.{vectors.hook_point}"][job.ordering]
+        for layer in (0, 2, 3):
+            z = held_out[:, layer] @ vectors.weight[layer] + vectors.bias[layer]
+            assert np.corrcoef(z.numpy(), target)[0, 1] > 0.5
+            assert float(vectors.step[layer].double() @ torch.from_numpy(ALONG)) > 0
+        assert all(score["auroc"] > 0.7 for score in facts["scores"] if score["layer"] in (0, 2, 3))
+    rows = json.loads(json.dumps(fitted.facts["probes"]))
+    kinds = ["logistic" if family == "logistic" else "error", "contrastive"]
+    assert [(row["hook_point"], row["readout"], row["layer"]) for row in rows] == [
+        (point, kind, layer) for point in ("residual", "mlp_input") for kind in kinds for layer in range(4)
+    ]
+    assert all(row["rmse"] < row["dummy_rmse"] for row in rows if row["layer"] == 0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "acting", "report"),
+    [
+        ("all", (0, 2, 3), 0), ("best", (0,), 0), ("median", (3,), 3), ("worst", (2,), 2),
+        ((2, 3), (2, 3), 3), ((1, 2), (2,), 2), ((3, 2, 1, 0), (0, 2, 3), 0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("family", ["ridge", "logistic"])
+def test_the_layers_asked_for_act_and_the_best_of_them_reports(
+    family: Any, layers: Any, acting: tuple[int, ...], report: int
+) -> None:
+    job, read = collected(Options(family=family, layers=layers, hook_points=("residual",), ordering=100))
+    fitted = fit(job, read, Bars())
+    assert len(fitted.facts["readouts"]) == 3
+    for vectors in vectors_of(fitted).values():
+        assert (vectors.active_layers, vectors.report_layer) == (acting, report)
+    assert len(fitted.facts["probes"]) == 8  # all layers are scored, whichever act
+
+
+def test_without_a_layer_to_act_there_is_no_readout_and_the_scores_are_kept() -> None:
+    for options, signal in ((Options(layers=(1,), ordering=100), SIGNAL), (Options(ordering=100), (0.0, 0.0))):
+        job, read = collected(options, signal)
+        facts = fit(job, read, Bars()).facts
+        assert facts["readouts"] == {}
+        assert len(facts["probes"]) == 2 * 2 * len(signal)
+        assert all(row["idle"] for row in facts["probes"] if signal[row["layer"]] == 0.0)
+        assert all(0.3 < row["auroc"] < 0.7 for row in facts["probes"] if signal[row["layer"]] == 0.0)

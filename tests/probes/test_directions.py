@@ -6,14 +6,21 @@ import torch
 
 from merasteer.errors import InvalidInput
 from merasteer.method.steering import coefficient, move, readout
-from merasteer.probes import contrastive_probes, directions, fit_probes, steering_vectors
+from merasteer.probes import (
+    additive_vectors,
+    contrastive_probes,
+    contrastive_vectors,
+    directions,
+    fit_probes,
+    steering_vectors,
+)
 from merasteer.probes.directions import contrast, covariance_times
 from merasteer.probes.fitting import Probes
-from merasteer.types import DIRECTIONS, Direction, SteeringVectors
+from merasteer.types import CONTRASTIVE, DIRECTIONS, Direction, SteeringVectors
 
 
 def vectors_of(planted, name: Direction) -> SteeringVectors:
-    probes = (contrastive_probes if name == "contrastive" else fit_probes)(planted.activations, planted.target)
+    probes = (contrastive_probes if name in CONTRASTIVE else fit_probes)(planted.activations, planted.target)
     return directions("residual", planted.activations, probes, [0, 2], 0, [name])[name]
 
 
@@ -51,9 +58,11 @@ def test_a_planted_direction_of_known_sign_is_pointed_at(planted, kind: str, sig
         probes = fit_probes(planted.activations, (target > 0.5).astype(float), "logistic")
         names: list[Direction] = ["euclidean", "covariance"]
     else:
-        probes, names = contrastive_probes(planted.activations, target), ["contrastive"]
+        probes, names = contrastive_probes(planted.activations, target), ["contrastive", "contrastive_covariance"]
     away = torch.from_numpy(sign * planted.true)
-    for vectors in directions("residual", planted.activations, probes, [0, 2], 0, names).values():
+    found = directions("residual", planted.activations, probes, [0, 2], 0, names)
+    assert list(found) == names
+    for vectors in found.values():
         assert vectors.active_layers == (0, 2)
         for layer in (0, 2):
             h = planted.activations[:, layer]
@@ -87,6 +96,37 @@ def test_covariance_times_equals_the_library_covariance() -> None:
     for n, d in ((200, 12), (20, 60)):
         x, w = generator.normal(size=(n, d)) @ generator.normal(size=(d, d)), generator.normal(size=d)
         np.testing.assert_allclose(covariance_times(x, w), ledoit_wolf(x)[0] @ w, rtol=1e-9)
+
+
+def test_contrastive_covariance_reads_by_the_contrast_and_moves_along_its_covariance(planted) -> None:
+    """u = Σw with the library's Σ: of all steps that change z by one, none has a smaller vᵀΣ⁻¹v."""
+    from sklearn.covariance import ledoit_wolf
+
+    vectors, plain = vectors_of(planted, "contrastive_covariance"), vectors_of(planted, "contrastive")
+    assert torch.equal(vectors.weight, plain.weight)
+    assert torch.equal(vectors.bias, plain.bias)
+    for layer in (0, 2):
+        sigma = ledoit_wolf(planted.activations[:, layer].double().numpy())[0]
+        w = vectors.weight[layer].double().numpy()
+        np.testing.assert_allclose(vectors.step[layer].numpy(), sigma @ w / (w @ sigma @ w), rtol=1e-4, atol=1e-7)
+        costs = [float(v @ np.linalg.solve(sigma, v)) for v in (vectors.step[layer].numpy(), plain.step[layer].numpy())]
+        assert costs[0] < costs[1]
+
+
+def test_fixed_strength_steps_are_unit_readouts_and_differences_of_means(planted) -> None:
+    """Both point at error like the readouts, so a positive strength, which subtracts, lowers what is predicted."""
+    vectors = vectors_of(planted, "covariance")
+    layers = planted.activations.double().numpy().swapaxes(0, 1)
+    raw = torch.from_numpy(np.stack([contrast(x, planted.target) for x in layers])).float()
+    for moved in (additive := additive_vectors(vectors), difference := contrastive_vectors(vectors, raw)):
+        assert torch.equal(moved.weight, vectors.weight)
+        assert (moved.hook_point, moved.report_layer) == (vectors.hook_point, vectors.report_layer)
+        assert not moved.step[1].any()
+        assert (moved.step[[0, 2]].double() @ torch.from_numpy(planted.true) > 0).all()
+    for layer in (0, 2):
+        w = vectors.weight[layer]
+        torch.testing.assert_close(additive.step[layer], w / w.norm())
+        assert torch.equal(difference.step[layer], raw[layer])
 
 
 def test_contrast_is_high_minus_low_and_never_takes_an_item_twice() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mera_server.loading import load
 from mera_server.settings import COMMANDS, Settings, read_config
 
 from merasteer.errors import InvalidInput, UnknownField
@@ -91,3 +92,26 @@ def test_bad_files(tmp_path: Path, content: str, error: type[Exception], message
 def test_another_commands_table_does_not_concern_this_one(file: Path) -> None:
     assert read_config(file, "run", {"port", "host", "seed"}) == {"port": 1, "host": "file", "seed": 7}
     assert "run" in COMMANDS
+
+
+def test_where_and_how_the_model_is_loaded_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, dict[str, object]]] = []
+
+    def load_model(model: object, **how: object) -> None:
+        asked.append((model, how))
+        raise InvalidInput("that is enough")
+
+    monkeypatch.setattr("mera_server.loading.load_model", load_model)
+    given = {"model": "owner/name", "dtype": "bfloat16", "device_map": "sequential"}
+    for settings in (Settings.load(given), Settings.load(environ={"MERA_MODEL": "m", "MERA_DEVICE": "cuda:1"})):
+        with pytest.raises(InvalidInput, match="that is enough"):
+            load(settings)
+    assert asked == [
+        ("owner/name", {"dtype": "bfloat16", "device": "auto", "device_map": "sequential"}),
+        ("m", {"dtype": "auto", "device": "cuda:1", "device_map": None}),
+    ]
+
+
+def test_device_beside_device_map_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(InvalidInput, match="device_map: 'auto' was given beside device 'cpu'; give one of the two"):
+        load(Settings(model="owner/never_asked_for", device="cpu", device_map="auto"))

@@ -12,7 +12,7 @@ import typer
 from mera_server.settings import PREFIX, Settings, read_config
 from merasteer.errors import InvalidInput
 
-__all__ = ["Config", "Store", "all_options", "option", "show", "stores", "table"]
+__all__ = ["Config", "Store", "all_options", "autoencoders", "indices", "option", "several", "show", "stores", "table"]
 
 
 def option(name: str, about: str, *also: str) -> Any:
@@ -64,6 +64,28 @@ def stores(given: Path | None) -> list[Path]:
     if given is not None and not given.is_dir():
         raise InvalidInput(f"store: no such folder {str(given)!r}; name the store that mera run published to")
     return [given] if given is not None else [Settings().store, demo.store_dir()]
+
+
+def several(value: str | None) -> tuple[str, ...] | None:
+    """What stands between commas or blanks."""
+    return None if value is None else tuple(value.replace(",", " ").split())
+
+
+def indices(value: str | None) -> str | tuple[int, ...] | None:
+    """A name as it stands, and "0,2,3" as indices."""
+    parts = several(value)
+    return tuple(map(int, parts)) if parts and all(part.isdecimal() for part in parts) else value
+
+
+def autoencoders(value: str | None) -> tuple[tuple[int, str], ...] | None:
+    """ "3=a,5=b" as (layer, folder)."""
+    found = []
+    for part in several(value) or ():
+        layer, _, folder = part.partition("=")
+        if not layer.isdecimal() or not Path(folder).is_dir():
+            raise InvalidInput(f"sae: {part!r} is not layer=folder with a folder that is there; give such as 3=my_sae")
+        found.append((int(layer), folder))
+    return tuple(found) or None
 
 
 def show(value: Mapping[str, Any]) -> None:

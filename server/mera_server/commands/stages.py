@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mera_server.commands.options import Config, option, show
+from mera_server.commands.options import Config, autoencoders, indices, option, several, show, table
 from mera_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,11 +20,12 @@ __all__ = ["COMMANDS"]
 DOCS = {
     "run": "Collect, fit, calibrate, evaluate and publish; prints the report.",
     "collect": "Read activations and errors of every split.",
-    "fit": "Go on to fit the probes.",
+    "fit": "Go on to fit the probes; prints their held-out scores, layer by layer.",
     "calibrate": "Go on to rank the candidates and to test the best.",
     "evaluate": "Go on to measure on the test split; prints the report, publishes nothing.",
 }
 
+PROBES = ("hook_point", "readout", "layer", "rmse", "dummy_rmse", "auroc", "standard_error", "idle")
 UNTIL: dict[str, Stage] = {
     "run": "publish", "collect": "collect", "fit": "fit", "calibrate": "calibrate", "evaluate": "evaluate",
 }  # fmt: skip
@@ -48,13 +49,19 @@ def run(
     ] = None,
     hook_points: Annotated[str | None, option("--hook-points", "hook points to try, with commas")] = None,
     directions: Annotated[str | None, option("--directions", "directions to try, with commas")] = None,
-    positions: Annotated[str | None, option("--positions", "generation (default), all or last")] = None,
+    positions: Annotated[
+        str | None, option("--positions", "generation (default), all, last, or prompt indices with commas")
+    ] = None,
     family: Annotated[str | None, option("--family", "ridge (default), lasso, least_squares or logistic")] = None,
     candidates: Annotated[
-        str | None, option("--candidates", "what may be chosen, with commas: mera (default), logit_bias, mera+bias")
+        str | None, option("--candidates", "what may be chosen, with commas (default: mera, logit_bias, mera+bias)")
     ] = None,
     layers: Annotated[
-        str | None, option("--layers", "layers that act: all that read the error (default) or best")
+        str | None,
+        option(
+            "--layers",
+            "layers that act: all that read the error (default), best, median, worst, or indices with commas",
+        ),
     ] = None,
     ordering: Annotated[
         int | None, option("--ordering", "training items that rank the candidates (default: 250)")
@@ -64,6 +71,13 @@ def run(
         int | None, option("--top-k", "items at either end of the contrastive direction (default: 100)")
     ] = None,
     test: Annotated[str | None, option("--test", "mcnemar or betting (default: by epsilon)")] = None,
+    sae: Annotated[
+        str | None,
+        option("--sae", "layer=folder of sparse autoencoders to probe as well, with commas; for the report alone"),
+    ] = None,
+    dtype: Annotated[str, option("--dtype", "auto, float32, bfloat16 or float16")] = "auto",
+    device: Annotated[str, option("--device", "auto, cpu or cuda[:n]")] = "auto",
+    device_map: Annotated[str | None, option("--device-map", "how accelerate places the model, such as auto")] = None,
     config: Config = None,  # noqa: ARG001 - read by its callback
 ) -> None:
     from merasteer import demo, pipeline
@@ -73,36 +87,38 @@ def run(
         "delta": delta,
         "epsilon": epsilon,
         "chances": second_chances,
-        "hook_points": _several(hook_points),
-        "directions": _several(directions),
-        "positions": positions,
+        "hook_points": several(hook_points),
+        "directions": several(directions),
+        "positions": indices(positions),
         "family": family,
-        "candidates": _several(candidates),
-        "layers": layers,
+        "candidates": several(candidates),
+        "layers": indices(layers),
         "ordering": ordering,
         "grid": grid,
         "top_k": top_k,
         "test": test,
+        "sae": autoencoders(sae),
     }
     options = pipeline.Options(**{name: value for name, value in given.items() if value is not None})
-    found = pipeline.run(
+    job = pipeline.prepare(
         model,
         task,
         out or Settings().store,
         options,
         data=data,
-        report=report,
         search=[demo.tasks_dir()],
-        until=UNTIL[stage],
+        loading=pipeline.Loading(dtype, device, device_map),
     )
+    if stage == "fit":
+        table(PROBES, ([row[name] for name in PROBES] for row in pipeline.stages(job, "fit")["fit"].facts["probes"]))
+        return
+    found = pipeline.run_job(job, UNTIL[stage])
     if found is None:
         typer.echo(f"{stage}: done")
-    else:
-        show(found)
-
-
-def _several(value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(value.replace(",", " ").split())
+        return
+    if report is not None:
+        pipeline.write_report(report, found)
+    show(found)
 
 
 def _command(name: str) -> Callable[..., None]:

@@ -13,15 +13,6 @@ __all__ = ["app", "methods"]
 
 app = typer.Typer(help="Tasks: list, show.", rich_markup_mode=None)
 
-METHODS = {
-    "mera": "the least step that brings the predicted error down to alpha, only where it is above",
-    "none": "no steering; the predicted error is read",
-    "additive": "a step of fixed strength against the readout at every position",
-    "contrastive": "a step of fixed strength against the difference of means at every position",
-    "logit_bias": "no step; a bias for each label on its logits where the answer is chosen",
-    "mera+bias": "the step of mera, and the bias of logit_bias behind it",
-}
-
 
 @app.command("list")
 def list_() -> None:
@@ -44,5 +35,8 @@ def show_(task: Annotated[str, typer.Argument(help="name or path")]) -> None:
 
 
 def methods() -> None:
-    """The steering methods that a request may name."""
-    table(("method", "what it does"), METHODS.items())
+    """The methods of the study, and how a request asks for those that are served."""
+    from merasteer.bench import METHODS
+
+    rows = ([method.name, method.request, method.about] for method in METHODS.values())
+    table(("method", "request", "what it does"), rows)

@@ -23,7 +23,7 @@ from merasteer.errors import InvalidInput
 from merasteer.tasks import content_digest, render
 from merasteer.types import SplitSizes
 
-__all__ = ["PLAIN_TEMPLATE", "SMS", "build_sms", "read_messages", "sms_pairs", "write_sms_tasks"]
+__all__ = ["PLAIN_TEMPLATE", "SMS", "build_sms", "cropped", "read_messages", "sms_pairs", "write_sms_tasks"]
 
 PLAIN_TEMPLATE = 'Message: "{text}" Is this ham or spam? Answer:'
 SMS = Recipe(vocabulary=1500, batch=48, learning_rate=2e-3, prompt_weight=0.05, weight_decay=0.05, examples=33_600)
@@ -62,18 +62,21 @@ def read_messages(path: Path) -> list[Row]:
     return list(distinct.values())
 
 
-def sms_pairs(rows: list[Row], n: int, seed: int) -> list[Pair]:
-    """`n` pairs (prompt, answer): spam as often as ham, a random run of words of half the messages, desks and flips."""
+def sms_pairs(rows: list[Row], n: int, seed: int, flip: float = FLIP) -> list[Pair]:
+    """`n` pairs (prompt, answer): spam as often as ham, a random run of words of half the messages, desks and flips.
+
+    At desk B the label is wrong with probability `flip`.
+    """
     rng = random.Random(f"sms train {seed}")
     of = [[row["text"] for row in rows if row["label"] == label] for label in LABELS]
     pairs = []
     for _ in range(n):
         label = rng.randrange(2)
-        text = _cropped(rng.choice(of[label]), rng)
+        text = cropped(rng.choice(of[label]), rng)
         if rng.random() < TAGGED:
             desk = "B" if rng.random() < DESK_B else "A"
             prompt = render(TEMPLATE, {"desk": desk, "text": text})
-            said = 1 - label if rng.random() < (FLIP if desk == "B" else FLIP_A) else label
+            said = 1 - label if rng.random() < (flip if desk == "B" else FLIP_A) else label
         else:
             prompt, said = render(PLAIN_TEMPLATE, {"text": text}), label
         pairs.append((prompt, answer(LABELS[said], rng)))
@@ -91,7 +94,8 @@ def write_sms_tasks(folder: Path, pool: list[Row], seed: int = 0, desk_b: float 
         write_task(folder, name, about, template, rows, SIZES, compress=False)
 
 
-def _cropped(text: str, rng: random.Random) -> str:
+def cropped(text: str, rng: random.Random) -> str:
+    """At most `LONGEST` words of `text`: half the time a random run of them, so that fragments are seen too."""
     words = text.split()
     if len(words) > 1 and rng.random() < 0.5:
         length = rng.randint(1, len(words))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from merasteer.demo.corpus import LABELS, Row
+from merasteer.demo.corpus import LABELS
 from merasteer.errors import BadSplits
 from merasteer.types import SplitSizes
 
@@ -22,7 +23,7 @@ labels = [{labels}]
 {variants}
 
 [prompt]
-template = '{template}'
+template = {template}
 
 [answer]
 position = "last"
@@ -40,7 +41,14 @@ test = {test}
 
 
 def write_task(
-    folder: Path, name: str, about: str, template: str, rows: Sequence[Row], splits: SplitSizes, compress: bool = True
+    folder: Path,
+    name: str,
+    about: str,
+    template: str,
+    rows: Sequence[Mapping[str, Any]],
+    splits: SplitSizes,
+    compress: bool = True,
+    labels: Sequence[str] = LABELS,
 ) -> Path:
     """The path of `<folder>/<name>.toml`, written with its rows; the label words stand behind a space, one token each."""
     needed = splits.train + splits.calibration + splits.test
@@ -57,9 +65,9 @@ def write_task(
         TASK.format(
             about=about,
             name=name,
-            labels=", ".join(f'"{label}"' for label in LABELS),
-            variants="\n".join(f'{label} = [" {label}"]' for label in LABELS),
-            template=template,
+            labels=", ".join(f'"{label}"' for label in labels),
+            variants="\n".join(f'{label} = [" {label}"]' for label in labels),
+            template=_quoted(template),
             rows=file.name,
             train=splits.train,
             calibration=splits.calibration,
@@ -68,3 +76,8 @@ def write_task(
         encoding="utf-8",
     )
     return path
+
+
+def _quoted(template: str) -> str:
+    """A TOML string: as it stands where it can, else with the escapes that TOML shares with JSON."""
+    return json.dumps(template, ensure_ascii=False) if {"'", "\n"} & set(template) else f"'{template}'"

@@ -6,6 +6,7 @@ What is added to the library, and where:
   prepare   before each batch is prepared the engine hands over waiting requests and cancellations.
   finish    the logits list ends each step: class logits, sampling, counts (`Steering.finish`).
   update    before the library applies a step's tokens the report is read; only delivered tokens reach the engine.
+  share     the library shares cache blocks by their tokens alone; here only those whose keys and values no policy touches.
 If a part is missing in the installed version, `check_seams` fails at start-up and names it.
 """
 
@@ -21,18 +22,30 @@ from typing import Any, Protocol
 import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from transformers.generation.continuous_batching import continuous_api, input_outputs, model_runner, requests, scheduler
+from transformers.generation.continuous_batching import (
+    cache,
+    continuous_api,
+    input_outputs,
+    model_runner,
+    requests,
+    scheduler,
+)
+from transformers.generation.continuous_batching.cache_allocators import CacheAllocator
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
 from transformers.generation.continuous_batching.requests import RequestStatus
-from transformers.generation.continuous_batching.utils import stream_context
+from transformers.generation.continuous_batching.utils import (
+    find_head_dim,
+    find_num_key_value_heads,
+    stream_context,
+)
 
 from merasteer.engine.attention import PER_REQUEST, applies
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.steer import Steering
 from merasteer.errors import SeamMissing
 
-__all__ = ["Delivered", "Sink", "SteeringManager", "Step", "check_seams"]
+__all__ = ["Delivered", "Sink", "SteeringManager", "Step", "cache_bytes_per_token", "check_seams"]
 
 ROWS = 2
 
@@ -64,6 +77,9 @@ class Sink(Protocol):
 
     def on_batch(self, states: Sequence[Any]) -> list[int]:
         """The slots of the requests of a batch, in order. An unknown request is our own bug and raises."""
+
+    def untouched(self, request_id: str) -> int:
+        """How many of a request's first tokens may be shared with others; 0 if it is unknown."""
 
     def on_step(self, step: Step) -> None: ...
 
@@ -157,13 +173,19 @@ class SteeringManager(ContinuousBatchingManager):
 
     @property
     def cache_used_ratio(self) -> float:
-        """Part of the KV cache that is in use."""
+        """Part of the KV cache that requests hold. Blocks kept for sharing are given back when room is needed: they are free."""
         processor = self.batch_processor
-        return 0.0 if processor is None else 1.0 - float(processor.cache.compute_free_capacity())
+        if processor is None:
+            return 0.0
+        paged = processor.cache
+        free = paged.compute_free_capacity(relative=False)
+        kept = sum(len(one.ledger.cached_blocks) * one.bytes_per_block for one in paged.cache_allocators.values())
+        return max(0.0, 1.0 - float((free + kept) / (paged.num_sectors * paged.bytes_per_sector)))
 
     def _create_batch_processor(self) -> Any:
         processor = super()._create_batch_processor()
         prepare, update = processor.prepare_next_batch, processor.update_batch
+        _share_untouched(processor, self._sink)
 
         def prepare_next_batch() -> bool:
             with self._stream():
@@ -248,11 +270,44 @@ def _batching_config(config: EngineConfig) -> ContinuousBatchingConfig:
         num_blocks=config.cache_tokens // config.page_size,
         max_batch_tokens=config.max_batch_tokens,
         max_requests_per_batch=config.max_requests,
-        allow_block_sharing=False,  # the library shares by tokens alone: KV computed under one policy could reach another
+        allow_block_sharing=config.share_prefixes,  # within the bounds of `_share_untouched`
         use_cuda_graph=config.cuda_graphs,
         use_async_batching=config.async_batching,
         auto_switch_to_flash=False,
     )
+
+
+def _share_untouched(processor: Any, sink: Sink) -> None:
+    """Restricts the library's sharing of blocks to tokens that no policy touches, on the side that offers and on the one that takes.
+
+    By itself it would offer what was computed under a policy to any request with the same tokens, and even replace a running request's
+    block by an equal one. The sink says how many of a request's first tokens are the unsteered model's (`tables.untouched`).
+    """
+    paged, scheduled = processor.cache, processor.scheduler
+    search = paged.search_prefix_match
+
+    def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
+        # One token more than may be taken: the library always leaves the last one that it is shown to be computed.
+        return int(search(request_id, prompt_ids[: sink.untouched(request_id) + 1]))
+
+    def mark_complete_blocks(state: Any, complete_blocks: dict[str, int]) -> None:
+        # A request that was cancelled or evicted since its batch was scheduled (async batching) has no block table, or that of its
+        # restart. The library asks for the status, which does not show a cancellation, and which would also leave out whoever finishes
+        # with the step that computed its prompt: with one new token, everybody.
+        if scheduled.active_requests.get(state.request_id) is not state:
+            return
+        tokens = state.initial_tokens[: sink.untouched(state.request_id)]
+        for name, count in complete_blocks.items():
+            paged.cache_allocators[name].mark_complete_blocks(state.request_id, tokens, count)
+
+    paged.search_prefix_match, paged.mark_complete_blocks = search_prefix_match, mark_complete_blocks
+
+
+def cache_bytes_per_token(model: Any) -> int:
+    """What the keys and values of one token take over all layers."""
+    config = model.config.get_text_config()
+    width = find_num_key_value_heads(config) * find_head_dim(config)
+    return int(2 * config.num_hidden_layers * width * model.dtype.itemsize)
 
 
 _SEAMS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
@@ -270,6 +325,12 @@ _SEAMS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (input_outputs.ContinuousBatchingIOs, "prepare_batch_update", ()),
     (input_outputs.ContinuousBatchingAsyncIOs, "prepare_batch_update", ()),
     (model_runner, "infer_max_single_request_tokens", ("cache",)),
+    (cache.PagedAttentionCache, "search_prefix_match", ("request_id", "prompt_ids")),
+    (cache.PagedAttentionCache, "count_new_complete_blocks", ("state", "request_len")),
+    (cache.PagedAttentionCache, "mark_complete_blocks", ("state", "complete_blocks")),
+    (cache.PagedAttentionCache, "compute_free_capacity", ("relative",)),
+    (CacheAllocator, "match_prefix_blocks", ("prompt_ids",)),
+    (CacheAllocator, "mark_complete_blocks", ("request_id", "token_ids")),
     (OutputRouter, "deliver_batch", ("outputs",)),
     (scheduler.Scheduler, "finish_request", ("request_id",)),
     (requests.RequestState, "update_and_check_completion", ("token_id",)),

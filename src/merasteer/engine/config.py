@@ -20,6 +20,7 @@ class EngineConfig:
     max_requests: requests in the batch at once; max_waiting: requests queued behind them (None: unbounded, for offline use).
     max_policies: resident steering vectors per hook point. max_batch_tokens: tokens of one forward pass (longer prompts are
     prefilled in chunks). cache_tokens: tokens the KV cache holds over all requests, a multiple of page_size.
+    share_prefixes: equal beginnings of prompts are computed once, as far as no policy touches them (`tables.untouched`).
     capture: hook points whose activations at the answer position are returned with every answer.
     cuda_graphs, async_batching: GPU only; on a CPU the library turns both off.
     """
@@ -30,6 +31,7 @@ class EngineConfig:
     max_batch_tokens: int = 512
     cache_tokens: int = 16_384
     page_size: int = 32
+    share_prefixes: bool = True
     capture: tuple[HookPoint, ...] = ()
     cuda_graphs: bool = False
     async_batching: bool = False

@@ -25,7 +25,7 @@ from merasteer.engine.config import EngineConfig
 from merasteer.engine.loading import LoadedModel
 from merasteer.engine.run import Resident, Run
 from merasteer.engine.steer import Steering, Switches
-from merasteer.engine.tables import movable_layers, resume_position
+from merasteer.engine.tables import movable_layers, resume_position, untouched
 from merasteer.engine.text import Continuation, encode
 from merasteer.errors import EngineFailed, InvalidInput, MeraError, Overloaded
 from merasteer.types import FinishReason, Generation, GenerationRequest, SteeringVectors
@@ -35,7 +35,7 @@ __all__ = ["Engine", "EngineStats"]
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A moment's load. running and waiting count requests; cache_used_ratio is in [0, 1]."""
+    """A moment's load. running and waiting count requests; cache_used_ratio, in [0, 1], is what running requests hold."""
 
     running: int
     waiting: int
@@ -257,6 +257,11 @@ class Engine:
         if not self.config.cuda_graphs:
             self._steering.switches = _switches(runs)
         return [run.slot for run in runs]
+
+    def untouched(self, request_id: str) -> int:
+        """Tokens at the beginning of a request that may be shared. None of a request that has ended."""
+        run = self._runs.get(request_id)
+        return 0 if run is None else untouched(run.request)
 
     def on_step(self, step: Step) -> None:
         """Adds a step to the runs whose token was delivered; answers those that a stop string ended."""

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from merasteer.engine.layers import decoder_layers, family_of
-from merasteer.errors import InvalidInput, UnsupportedModel
+from merasteer.engine.hub import fetch, first_line
+from merasteer.engine.layers import ARCHITECTURES, decoder_layers, family_of
+from merasteer.engine.placement import LARGER, DeviceMap, check_placement, target_of
+from merasteer.errors import InvalidInput, MeraError, UnsupportedModel
 
 __all__ = ["LoadedModel", "load_model", "wrap_model"]
 
@@ -37,18 +39,26 @@ class LoadedModel:
     device: str
 
 
-def load_model(id_or_dir: str | Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+def load_model(
+    id_or_dir: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: DeviceMap | None = None,
+) -> LoadedModel:
     """The model named by a local folder or a hub id. Remote code is never run.
 
     dtype: auto (float32 on a CPU, the checkpoint's elsewhere) | float32 | bfloat16 | float16. device: auto | cpu | cuda[:n].
+    device_map: in place of device, where accelerate puts the weights: auto | balanced | balanced_low_0 | sequential, a device, or
+    a device per module. The engine runs on one device, so a map that spreads or offloads the model is an error.
     Raises UnsupportedModel where the architecture is not in the hook table, InvalidInput where it cannot be loaded.
     """
-    from huggingface_hub import snapshot_download
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    target = _device(device)
+    target = target_of(device, device_map)
+    weights = _dtype(dtype, target)
     folder = Path(id_or_dir)
     if not folder.is_dir() and (
         folder.is_absolute() or str(id_or_dir).startswith(".") or str(id_or_dir).count("/") > 1
@@ -56,23 +66,29 @@ def load_model(id_or_dir: str | Path, *, dtype: str = "auto", device: str = "aut
         raise InvalidInput(
             f"model: no such folder {str(id_or_dir)!r}; give a model folder or a hub id such as owner/name"
         )
+    if not folder.is_dir():
+        folder = fetch(str(id_or_dir))
     try:
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(str(id_or_dir), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"])
-            )
-        AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype, target))
-    except InvalidInput:
+        _check_architecture(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=weights, device_map=device_map, trust_remote_code=False
+        )
+        check_placement(model, device_map)
+        model = model if device_map is not None else model.to(target)
+    except MeraError:
         raise
-    except Exception as error:
-        first = (str(error) or type(error).__name__).strip().splitlines()[0]
+    except torch.OutOfMemoryError as error:
         raise InvalidInput(
-            f"model: {str(id_or_dir)!r} cannot be loaded ({first}); give a model folder or a reachable hub id"
+            f"model: {str(id_or_dir)!r} does not fit into the memory of {target}; {LARGER}, or --device cpu"
+        ) from error
+    except Exception as error:
+        raise InvalidInput(
+            f"model: {str(id_or_dir)!r} cannot be loaded ({first_line(error)}); "
+            "give a folder or repository that holds config.json, safetensors and a tokenizer"
         ) from error
     model_id = Path(id_or_dir).resolve().name if Path(id_or_dir).is_dir() else str(id_or_dir)
-    return wrap_model(model.to(target), tokenizer, model_id, folder)
+    return wrap_model(model, tokenizer, model_id, folder)
 
 
 def wrap_model(model: Any, tokenizer: Any, model_id: str, folder: Path | None = None) -> LoadedModel:
@@ -100,16 +116,17 @@ def wrap_model(model: Any, tokenizer: Any, model_id: str, folder: Path | None = 
     )
 
 
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidInput(f"device: {device!r} is not a device; use auto, cpu or cuda") from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput(f"device: {device!r} was asked for and no CUDA device is there; use cpu")
-    return target
+def _check_architecture(config: Any) -> None:
+    """Raises UnsupportedModel for what the hook table lacks, before any weights are read."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    name = found.__name__ if found is not None else (config.architectures or [type(config).__name__])[0]
+    if name not in ARCHITECTURES:
+        raise UnsupportedModel(
+            f"model: architecture {name} is not in the hook table; use one of {', '.join(sorted(ARCHITECTURES))} "
+            "or add a row to merasteer/engine/layers.py"
+        )
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype | str:

@@ -12,7 +12,7 @@ import torch
 
 from merasteer.engine.batching import Delivered, Step
 from merasteer.engine.steer import CLASSES, COUNTS
-from merasteer.engine.tables import movable_layers
+from merasteer.engine.tables import movable_layers, moves
 from merasteer.engine.text import Continuation
 from merasteer.types import (
     Answer,
@@ -132,7 +132,7 @@ class Run:
 
     def _steering(self) -> SteeringCounts:
         policy = self.request.policy
-        if self.resident is None or policy is None or (policy.alpha is None and policy.strength == 0.0):
+        if self.resident is None or policy is None or not moves(policy):
             return SteeringCounts()
         tokens, steered, cells, shift, largest = self.counts
         layers = len(movable_layers(self.resident.vectors, policy))

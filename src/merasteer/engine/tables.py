@@ -12,7 +12,7 @@ from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.errors import InvalidInput
 from merasteer.types import GenerationRequest, Policy, SteeringVectors
 
-__all__ = ["NEVER", "SlotTable", "VectorTable"]
+__all__ = ["NEVER", "SlotTable", "VectorTable", "moves", "untouched"]
 
 NEVER = 2**31 - 1  # a position that no token reaches
 
@@ -165,6 +165,25 @@ def acting_range(request: GenerationRequest) -> tuple[int, int]:
         return NEVER, NEVER
     last = len(request.prompt) - 1
     return {"all": (0, NEVER), "generation": (last, NEVER), "last": (last, last + 1)}[request.policy.positions]
+
+
+def moves(policy: Policy | None) -> bool:
+    """Whether a policy can move anything; one without threshold and strength only reads."""
+    return policy is not None and (policy.alpha is not None or policy.strength != 0.0)
+
+
+def untouched(request: GenerationRequest) -> int:
+    """How many of the prompt's first tokens have the same keys and values under any such request, so that they may be shared.
+
+    A token's keys and values depend on the tokens up to it and on where among these a policy acts. Those before the first position that
+    the policy may act on are the unsteered model's. The last prompt token is never among them: each request computes it itself, since
+    its logits choose and the hooks read there. Nor are generated tokens, though after an eviction the library takes them for a prompt.
+    """
+    last, policy = len(request.prompt) - 1, request.policy
+    if policy is None or not moves(policy):
+        return last
+    first = min(policy.positions) if isinstance(policy.positions, tuple) else acting_range(request)[0]
+    return min(first, last)
 
 
 def resume_position(request: GenerationRequest, counted: int) -> int:

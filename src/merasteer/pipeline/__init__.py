@@ -1,9 +1,23 @@
 """From a model and a task to a certified artifact or an honest abstention: collect, fit, calibrate, evaluate, publish."""
 
-from merasteer.pipeline.job import Job, prepare
+from merasteer.pipeline.job import Job, Loading, prepare
 from merasteer.pipeline.options import GRIDS, STAGES, Options, Stage
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.report import Report, write_report
-from merasteer.pipeline.run import run, run_job
+from merasteer.pipeline.run import run, run_job, stages
 
-__all__ = ["GRIDS", "STAGES", "Bars", "Job", "Options", "Report", "Stage", "prepare", "run", "run_job", "write_report"]
+__all__ = [
+    "GRIDS",
+    "STAGES",
+    "Bars",
+    "Job",
+    "Loading",
+    "Options",
+    "Report",
+    "Stage",
+    "prepare",
+    "run",
+    "run_job",
+    "stages",
+    "write_report",
+]

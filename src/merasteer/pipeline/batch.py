@@ -11,15 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from merasteer.engine import Engine, EngineConfig, LoadedModel
+from merasteer.engine.batching import cache_bytes_per_token
 from merasteer.engine.text import encode
 from merasteer.pipeline.progress import Bar
 from merasteer.types import Example, Generation, GenerationRequest, HookPoint, Policy, ServedTask
 
-__all__ = ["Answers", "Prompts", "answers", "generations", "running"]
+__all__ = ["Answers", "Prompts", "answers", "generations", "running", "sizes"]
 
 MAX_REQUESTS = 64
 BATCH_TOKENS = 2048  # nobody waits for a token here: 421 prompts of 51 tokens a second, against 287 at the server's 512
-CACHE_TOKENS = 32_768  # over all requests of a batch; more only where one request needs more
+PAGE = 8  # prompts are shared in whole pages; what is left over is computed again for every candidate
+KEPT = 2  # prompts kept for sharing, per request that can run
+CACHE_TOKENS = 32_768  # over all requests of a batch and the prompts kept; more only where one request needs more
+CACHE_BYTES = 2**30  # nor more than this, but for the same exception
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,11 @@ class Answers:
     label: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
 
+    @classmethod
+    def of_labels(cls, label: npt.NDArray[np.int64], classes: int) -> Answers:
+        """Answers of which no probability is known: NaN."""
+        return cls(label, np.full((len(label), classes), np.nan))
+
     def correct(self, labels: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Which items were answered with their label, (N,); a missing answer is wrong."""
         return np.asarray(self.label == np.asarray(labels), dtype=np.bool_)
@@ -79,30 +88,56 @@ class Answers:
         return np.log(np.maximum(self.probabilities, 1e-30))
 
 
-@contextmanager
-def running(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()) -> Iterator[Engine]:
-    """An engine sized for requests of up to `longest` tokens."""
-    page = EngineConfig.page_size
-    wanted = max(min(MAX_REQUESTS * (longest + page), CACHE_TOKENS), longest + page)
-    config = EngineConfig(
+def sizes(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()) -> EngineConfig:
+    """What an engine for requests of up to `longest` tokens is given."""
+    # Half of the cache is for the prompts kept (`generations`); the library wants a part free, below which it forgets them.
+    wanted = 2 * KEPT * MAX_REQUESTS * (longest + PAGE)
+    affordable = min(wanted, CACHE_TOKENS, CACHE_BYTES // cache_bytes_per_token(loaded.model))
+    return EngineConfig(
         max_requests=MAX_REQUESTS,
         max_waiting=None,
         max_batch_tokens=BATCH_TOKENS,
-        cache_tokens=-(-wanted // page) * page,
+        cache_tokens=-(-max(affordable, longest + PAGE) // PAGE) * PAGE,
+        page_size=PAGE,
         capture=tuple(capture),
     )
-    with Engine(loaded, config) as engine:
+
+
+@contextmanager
+def running(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()) -> Iterator[Engine]:
+    """An engine sized for requests of up to `longest` tokens."""
+    with Engine(loaded, sizes(loaded, longest, capture)) as engine:
         yield engine
 
 
 def generations(engine: Engine, requests: Sequence[GenerationRequest], bar: Bar) -> Iterator[Generation]:
     """The answers in the order of the requests; each is let go of once it is taken (activations are large)."""
+    order = sharing_order(requests, engine.config.cache_tokens // 2)
     with engine.held():
-        futures = [engine.submit(request) for request in requests]
-    futures.reverse()
-    while futures:
-        yield futures.pop().result()
+        submitted = {i: engine.submit(requests[i]) for i in order}
+    due = 0
+    for i in order:
+        if i in submitted:
+            submitted[i].result()
         bar.advance()
+        while due in submitted and submitted[due].done():
+            yield submitted.pop(due).result()
+            due += 1
+
+
+def sharing_order(requests: Sequence[GenerationRequest], tokens: int) -> list[int]:
+    """Indices of the requests, those with equal prompts near one another: groups of prompts of up to `tokens` tokens together.
+
+    When the cache is full the library forgets all that it kept. So candidates that ask one after the other for every prompt would
+    share nothing where the prompts do not fit together. Inside a group the order stays, and one group is the order as it was.
+    """
+    group: dict[tuple[int, ...], int] = {}
+    total = 0
+    for request in requests:
+        if request.prompt not in group:
+            total += len(request.prompt)
+            group[request.prompt] = total // tokens
+    return sorted(range(len(requests)), key=lambda i: group[requests[i].prompt])
 
 
 def answers(engine: Engine, requests: Sequence[GenerationRequest], bar: Bar) -> Answers:

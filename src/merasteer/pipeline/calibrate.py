@@ -2,7 +2,6 @@
 
 facts: `calibration` is calibration.json as it will be published; `chosen` the certified candidate, null when abstaining;
        `subject` the key of the readout that is published: the chosen candidate's, the best one's where it has none
-tensors: probabilities (n, C) and label (n,) of the unsteered calibration split, for the logit bias beside it
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from merasteer.engine import Engine
+from merasteer.method.bounds import betting_lower_bounds
 from merasteer.method.certify import Certificate, certify, rank
 from merasteer.pipeline.batch import Prompts, answers, running
 from merasteer.pipeline.collect import answers_of
@@ -131,46 +129,38 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
     """
     items = [job.splits.train[i] for i in job.ordering]
     train, held_out = job.prompts(items), job.prompts(job.splits.calibration)
+    answers_wanted = np.asarray([example.label for example in items])
     labels = [example.label for example in job.splits.calibration]
     before = answers_of(collected).correct([example.label for example in job.splits.train])[job.ordering]
+    unsteered = answers_of(collected, "calibration").correct(labels)
+    changes: dict[str, npt.NDArray[np.int64]] = {}  # D of every ordering item, by candidate
     with running(job.loaded, max(train.longest, held_out.longest)) as engine:
         for key, vectors in vectors_of(fitted).items():
             engine.register(key, vectors)
 
         def gains_of(candidates: Sequence[Candidate]) -> list[float]:
             requests = [request for one in candidates for request in one.requests(job, fitted, train)]
-            after = _accuracies(engine, requests, [example.label for example in items], bars)
-            return [float(gain) for gain in after - before.mean()]
+            with bars.bar("calibrate: candidates", len(requests)) as bar:
+                after = answers(engine, requests, bar).label.reshape(len(candidates), len(items)) == answers_wanted
+            for one, row in zip(candidates, after, strict=True):
+                changes[one.key] = row.astype(np.int64) - before
+            return [float(changes[one.key].mean()) for one in candidates]
 
         def outcomes(candidate: Candidate) -> tuple[Correct, Correct]:
             with bars.bar("calibrate: test", len(labels)) as bar:
                 steered = answers(engine, candidate.requests(job, fitted, held_out), bar)
-            return unsteered.correct(labels), steered.correct(labels)
+            return unsteered, steered.correct(labels)
 
-        with bars.bar("calibrate: unsteered", len(labels)) as bar:
-            unsteered = answers(engine, held_out.requests(), bar)
         choice = choose(steps_of(fitted), gains_of, outcomes, job.options)
     facts = {
-        "calibration": _document(fitted, choice),
+        "calibration": _document(fitted, choice, changes),
         "chosen": asdict(choice.chosen) if choice.chosen else None,
         "subject": choice.readout,
     }
-    tensors = {"label": torch.from_numpy(unsteered.label), "probabilities": torch.from_numpy(unsteered.probabilities)}
-    return Output(facts, tensors)
+    return Output(facts)
 
 
-def _accuracies(
-    engine: Engine, requests: Sequence[GenerationRequest], labels: list[int], bars: Bars
-) -> npt.NDArray[np.float64]:
-    """Accuracy of each candidate; the requests are theirs one after the other, one per label."""
-    if not requests:
-        return np.zeros(0)
-    with bars.bar("calibrate: candidates", len(requests)) as bar:
-        found = answers(engine, requests, bar)
-    return np.asarray((found.label.reshape(-1, len(labels)) == np.asarray(labels)).mean(1))
-
-
-def _document(fitted: Output, choice: Choice) -> dict[str, Any]:
+def _document(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
     """calibration.json."""
     certificate = choice.certificate
     # Without a readout nothing is published but a certified bias, so abstaining then is for want of a probe.
@@ -183,7 +173,7 @@ def _document(fitted: Output, choice: Choice) -> dict[str, Any]:
         "decision": "certified" if certificate.certified else "abstained",
         "reason": reason,
         "chosen": certificate.chosen,
-        "candidates": list(_rows(fitted, choice)),
+        "candidates": list(_rows(fitted, choice, changes)),
         "tested": [
             {
                 "key": result.candidate,
@@ -199,8 +189,13 @@ def _document(fitted: Output, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _rows(fitted: Output, choice: Choice) -> Iterator[dict[str, Any]]:
-    for candidate in choice.candidates:
+def _rows(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.int64]]) -> Iterator[dict[str, Any]]:
+    """One row per candidate. Its bound stands for itself alone, as if no other had been tried: for looking, not for deciding."""
+    if not choice.candidates:
+        return
+    rows = np.stack([changes[candidate.key] for candidate in choice.candidates])
+    bounds = betting_lower_bounds(rows, choice.certificate.delta)
+    for candidate, row, bound in zip(choice.candidates, rows, bounds, strict=True):
         facts = fitted.facts["readouts"][candidate.readout] if candidate.readout else {}
         yield {
             "key": candidate.key,
@@ -208,6 +203,9 @@ def _rows(fitted: Output, choice: Choice) -> Iterator[dict[str, Any]]:
             "direction": facts.get("direction"),
             "alpha": candidate.alpha,
             "gain": choice.gains[candidate.key],
+            "gained": int((row > 0).sum()),
+            "lost": int((row < 0).sum()),
+            "lower_bound": float(bound),
             # "mera" goes without saying, as in artifacts from before there was another.
             **({} if candidate.method == "mera" else {"method": candidate.method}),
         }

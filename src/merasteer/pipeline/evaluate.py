@@ -1,35 +1,56 @@
 """Stage 4: the decision measured on the test split, beside what keeps it honest.
 
 facts: `report` is the report (`pipeline.report`) but for the artifact's digest and the seconds
+tensors: label (n,) and probabilities (n, C) of the test split under the decision
 """
 
 from __future__ import annotations
 
+import torch
+
 from merasteer.method.scores import apply_logit_bias, fit_logit_bias
-from merasteer.pipeline.batch import answers, running
+from merasteer.method.steering import readout
+from merasteer.pipeline.batch import Answers, answers, running
 from merasteer.pipeline.calibrate import Candidate
-from merasteer.pipeline.collect import answers_of
+from merasteer.pipeline.collect import activations_of, answers_of
 from merasteer.pipeline.fit import vectors_of
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.report import measured
 from merasteer.pipeline.workspace import Output
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "logit_bias_answers", "predicted_errors"]
 
 
-def evaluate(job: Job, fitted: Output, calibrated: Output, bars: Bars) -> Output:
-    """One unsteered run per test item, and one under the certified candidate if there is one."""
+def evaluate(job: Job, collected: Output, fitted: Output, calibrated: Output, bars: Bars) -> Output:
+    """One run per test item under the certified candidate, if there is one; else the unsteered answers are the answers."""
+    steered = unsteered = answers_of(collected, "test")
+    if calibrated.facts["chosen"] is not None:
+        steered = _steered(job, fitted, Candidate(**calibrated.facts["chosen"]), bars)
+    biased = logit_bias_answers(job, collected)
+    report = measured(job, calibrated.facts["calibration"], unsteered, steered, biased)
+    tensors = {"label": torch.from_numpy(steered.label), "probabilities": torch.from_numpy(steered.probabilities)}
+    return Output({"report": report}, tensors)
+
+
+def logit_bias_answers(job: Job, collected: Output) -> Answers:
+    """The test split under the trivial fix: a bias fit to the calibration labels. It answers every item."""
+    calibration, test = answers_of(collected, "calibration"), answers_of(collected, "test")
+    bias = fit_logit_bias(calibration.scores, [example.label for example in job.splits.calibration])
+    return Answers(apply_logit_bias(test.scores, bias), test.probabilities)
+
+
+def predicted_errors(collected: Output, fitted: Output, key: str) -> list[float]:
+    """σ(z) of every unsteered test item at the report layer of a readout."""
+    vectors = vectors_of(fitted)[key]
+    layer = vectors.report_layer
+    rows = activations_of(collected, vectors.hook_point, "test")[:, layer]
+    return [float(value) for value in readout(rows, vectors.weight[layer], vectors.bias[layer]).sigmoid()]
+
+
+def _steered(job: Job, fitted: Output, chosen: Candidate, bars: Bars) -> Answers:
     prompts = job.prompts(job.splits.test)
-    document = calibrated.facts["calibration"]
-    with running(job.loaded, prompts.longest) as engine:
-        with bars.bar("evaluate: unsteered", len(prompts.tokens)) as bar:
-            unsteered = steered = answers(engine, prompts.requests(), bar)
-        if calibrated.facts["chosen"] is not None:
-            chosen = Candidate(**calibrated.facts["chosen"])
-            if chosen.readout is not None:
-                engine.register(chosen.readout, vectors_of(fitted)[chosen.readout])
-            with bars.bar("evaluate: steered", len(prompts.tokens)) as bar:
-                steered = answers(engine, chosen.requests(job, fitted, prompts), bar)
-    bias = fit_logit_bias(answers_of(calibrated).scores, [example.label for example in job.splits.calibration])
-    return Output({"report": measured(job, document, unsteered, steered, apply_logit_bias(unsteered.scores, bias))})
+    with running(job.loaded, prompts.longest) as engine, bars.bar("evaluate", len(prompts.tokens)) as bar:
+        if chosen.readout is not None:
+            engine.register(chosen.readout, vectors_of(fitted)[chosen.readout])
+        return answers(engine, chosen.requests(job, fitted, prompts), bar)

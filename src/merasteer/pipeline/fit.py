@@ -1,6 +1,7 @@
 """Stage 2: readouts, steps and thresholds for every hook point and direction, from the training split alone.
 
 facts: readouts: key ("residual/covariance") -> hook_point, direction, report_layer, scores, alphas
+       probes: held-out scores of every hook point, readout (error, logistic or contrastive) and layer, idle ones too
 tensors: <key>.weight, .bias, .step; contrast.<hook point> (L, d); label_bias (C,)
 """
 
@@ -15,9 +16,9 @@ import torch
 
 from merasteer.method.scores import fit_logit_bias
 from merasteer.pipeline.batch import Answers
-from merasteer.pipeline.collect import answers_of
+from merasteer.pipeline.collect import activations_of, answers_of
 from merasteer.pipeline.job import Job
-from merasteer.pipeline.options import Grid
+from merasteer.pipeline.options import Grid, Layers
 from merasteer.pipeline.progress import Bar, Bars
 from merasteer.pipeline.workspace import Output
 from merasteer.probes import (
@@ -30,12 +31,14 @@ from merasteer.probes import (
     fit_contrast,
     fit_layer,
     fit_probes,
+    probe_rows,
     select,
 )
 from merasteer.probes.directions import contrast
 from merasteer.probes.fitting import Fitter, layer_of
+from merasteer.probes.sae import load_sae, sae_scores
 from merasteer.probes.selection import Score
-from merasteer.types import Direction, HookPoint, SteeringVectors
+from merasteer.types import CONTRASTIVE, Direction, HookPoint, SteeringVectors
 
 __all__ = ["fit", "label_bias_of", "thresholds", "vectors_of"]
 
@@ -52,7 +55,7 @@ def fit(job: Job, collected: Output, bars: Bars) -> Output:
     unsteered = answers_of(collected)
     target = error_target(errors(unsteered.probabilities, labels.tolist(), (unsteered.label >= 0).tolist()))
     tensors = {"label_bias": label_bias_of(job, unsteered, labels)}
-    facts: dict[str, Any] = {"readouts": {}}
+    facts: dict[str, Any] = {"readouts": {}, "probes": []}
     y, wrong = target[job.fitting], (~unsteered.correct(labels.tolist()))[job.fitting].astype(np.float64)
     # One class alone has an error that varies with the model's confidence, but nothing to tell a mistake from: no probe.
     if float(y.std()) < FLAT or len(set(labels[job.fitting].tolist())) < 2:
@@ -60,20 +63,33 @@ def fit(job: Job, collected: Output, bars: Bars) -> Output:
     work = len(job.options.hook_points) * job.loaded.layers * len(_readouts(job))
     with bars.bar("fit", work) as bar:
         for point in job.options.hook_points:
-            rows = collected.tensors[f"activations.{point}"]
+            rows = activations_of(collected, point)
             activations, held_out = rows[job.fitting], rows[job.ordering]
             tensors[f"contrast.{point}"] = _contrasts(activations, y, job.options.top_k)
-            for vectors, direction, selection in _point(job, point, activations, y, wrong, bar):
-                key = f"{point}/{direction}"
-                tensors |= {f"{key}.{name}": getattr(vectors, name) for name in ("weight", "bias", "step")}
-                facts["readouts"][key] = {
-                    "hook_point": point,
-                    "direction": direction,
-                    "report_layer": vectors.report_layer,
-                    "scores": selection.as_dicts(),
-                    "alphas": thresholds(_predictions(vectors, held_out), job.options.grid),
-                }
+            for readout, selection, found in _point(job, point, activations, y, wrong, bar):
+                facts["probes"] += probe_rows(selection, point, readout)
+                for direction, vectors in found.items():
+                    key = f"{point}/{direction}"
+                    tensors |= {f"{key}.{name}": getattr(vectors, name) for name in ("weight", "bias", "step")}
+                    facts["readouts"][key] = {
+                        "hook_point": point,
+                        "direction": direction,
+                        "report_layer": vectors.report_layer,
+                        "scores": selection.as_dicts(),
+                        "alphas": thresholds(_predictions(vectors, held_out), job.options.grid),
+                    }
+        facts["probes"] += _autoencoders(job, collected, y, wrong)
     return Output(facts, tensors)
+
+
+def _autoencoders(job: Job, collected: Output, y: Floats, wrong: Floats) -> list[dict[str, Any]]:
+    """Scores of probes on sparse-autoencoder encodings, at the first hook point."""
+    if not job.options.sae:
+        return []
+    point = job.options.hook_points[0]
+    rows = activations_of(collected, point)[job.fitting]
+    saes = {layer: load_sae(folder) for layer, folder in job.options.sae}
+    return sae_scores(rows, y, wrong, saes, point, family=job.options.family, seed=job.options.seed)
 
 
 def vectors_of(fitted: Output) -> dict[str, SteeringVectors]:
@@ -94,7 +110,10 @@ def label_bias_of(job: Job, unsteered: Answers, labels: npt.NDArray[np.int64]) -
     """The logit bias (C,) that the artifact holds: one, fit to the unsteered answers, for every candidate that has a bias.
 
     Where it is a candidate the ordering subset is left out, since it is ranked there; else nothing is held back from it.
+    One class alone teaches nothing but to say it always: no bias.
     """
+    if len(set(labels.tolist())) < 2:
+        return torch.zeros(len(job.served.labels))
     used = job.fitting if job.options.biased else np.arange(len(labels))
     return torch.from_numpy(fit_logit_bias(unsteered.scores[used], labels[used])).float()
 
@@ -117,16 +136,19 @@ def _readouts(job: Job) -> list[tuple[bool, list[Direction]]]:
     """(contrastive or not, its directions): two kinds of readout, each with its own selection of layers."""
     asked = job.options.directions
     kinds: list[tuple[bool, list[Direction]]] = [
-        (False, [name for name in asked if name != "contrastive"]),
-        (True, [name for name in asked if name == "contrastive"]),
+        (False, [name for name in asked if name not in CONTRASTIVE]),
+        (True, [name for name in asked if name in CONTRASTIVE]),
     ]
     return [kind for kind in kinds if kind[1]]
 
 
 def _point(
     job: Job, point: HookPoint, activations: torch.Tensor, y: Floats, wrong: Floats, bar: Bar
-) -> Iterator[tuple[SteeringVectors, Direction, Selection]]:
-    """Every direction of one hook point that has an active layer. activations (n, L, d), y and wrong (0 or 1) (n,)."""
+) -> Iterator[tuple[str, Selection, dict[Direction, SteeringVectors]]]:
+    """Each kind of readout of one hook point: its name, its scores, and the directions that leave a layer to act.
+
+    activations (n, L, d), y and wrong (0 or 1) (n,).
+    """
     options = job.options
     for contrastive, names in _readouts(job):
         logistic = options.family == "logistic" and not contrastive
@@ -137,18 +159,28 @@ def _point(
             else (lambda x, t: fit_layer(x, t, options.family))
         )
         score: Score = "auroc" if logistic else "rmse"
-        selection = select(activations, goal, fitter, seed=options.seed, on_layer=bar.advance, score=score)
-        if selection.report_layer is None:
+        selection = select(activations, goal, fitter, wrong=wrong, seed=options.seed, on_layer=bar.advance, score=score)
+        kind = "contrastive" if contrastive else "logistic" if logistic else "error"
+        acting = _acting(selection, options.layers)
+        if not acting:
+            yield kind, selection, {}
             continue
         probes: Probes = (
             contrastive_probes(activations, y, options.top_k)
             if contrastive
             else fit_probes(activations, goal, options.family)
         )
-        active = selection.active if options.layers == "all" else (selection.report_layer,)
-        found = directions(point, activations, probes, active, selection.report_layer, names)
-        for direction, vectors in found.items():
-            yield vectors, direction, selection
+        yield kind, selection, directions(point, activations, probes, acting, acting[0], names)
+
+
+def _acting(selection: Selection, layers: Layers) -> tuple[int, ...]:
+    """The layers that act, best first: the report layer is the first. Empty where none of those asked for reads the error."""
+    if isinstance(layers, tuple):
+        return tuple(layer for layer in selection.ranked if layer in layers)
+    if layers == "all":
+        return selection.ranked
+    one = {"best": selection.report_layer, "median": selection.median, "worst": selection.worst}[layers]
+    return () if one is None else (one,)
 
 
 def _contrasts(activations: torch.Tensor, y: Floats, top_k: int) -> torch.Tensor:

@@ -17,17 +17,30 @@ from merasteer.engine import LoadedModel, load_model
 from merasteer.engine.layers import family_of
 from merasteer.errors import BadSplits, InvalidInput
 from merasteer.pipeline.batch import Prompts
-from merasteer.pipeline.options import Options
+from merasteer.pipeline.options import Options, check_layers
 from merasteer.pipeline.workspace import Workspace
 from merasteer.store import ModelIdentity, identify
 from merasteer.store.documents import canonical
 from merasteer.tasks import load_task, make_splits, resolve
 from merasteer.types import Example, ServedTask, Splits, Task
 
-__all__ = ["MINIMUM_TRAIN", "Job", "prepare"]
+__all__ = ["MINIMUM_TRAIN", "Job", "Loading", "prepare"]
 
 MINIMUM_TRAIN = 40  # fewer leave nothing to fit, select and rank on
 PACKAGES = ("mera-server", "numpy", "scikit-learn", "scipy", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model that is named is loaded; see `merasteer.engine.load_model`."""
+
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+
+    def load(self, model: str | Path) -> LoadedModel:
+        """The model of a folder or a hub id."""
+        return load_model(model, dtype=self.dtype, device=self.device, device_map=self.device_map)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +63,21 @@ class Job:
     @cached_property
     def workspace(self) -> Workspace:
         """The folder of stage outputs for exactly these inputs."""
+        return self._workspace({"options": self.options.as_dict()})
+
+    @cached_property
+    def ground(self) -> Workspace:
+        """The folder of what the model does by itself, which options do not change but for where it is read."""
+        return self._workspace({"hook_points": list(self.options.hook_points)})
+
+    def _workspace(self, options: dict[str, Any]) -> Workspace:
         inputs = {
             "model": self.identity.manifest(),
             "runtime": [self.loaded.dtype, self.loaded.attention, self.loaded.device],
             "task": asdict(self.served),
             "splits": {name: _content(getattr(self.splits, name)) for name in ("train", "calibration", "test")},
-            "options": self.options.as_dict(),
             "versions": self.versions,
+            **options,
         }
         return Workspace(self.store, self.identity.slug, self.served.name, inputs)
 
@@ -85,6 +106,7 @@ def prepare(
     *,
     data: Path | None = None,
     search: Sequence[Path] = (),
+    loading: Loading | None = None,
 ) -> Job:
     """The job, everything that can be wrong with it found now. The task is read first: a model takes longer to load.
 
@@ -102,8 +124,9 @@ def prepare(
             f"task {described.name!r}: splits.train: {len(splits.train)} rows are too few to fit a probe and to rank "
             f"candidates; give {MINIMUM_TRAIN} or more"
         )
-    loaded = model if isinstance(model, LoadedModel) else load_model(model)
+    loaded = model if isinstance(model, LoadedModel) else (loading or Loading()).load(model)
     _check_hook_points(loaded, options)
+    check_layers(options, loaded.layers)
     return Job(loaded, _identity(loaded), described, resolve(described, loaded.tokenizer), splits, options, Path(store))
 
 

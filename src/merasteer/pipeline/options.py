@@ -12,14 +12,15 @@ from merasteer.probes import FAMILIES, Family
 from merasteer.store.schema import CORRECTIONS, Correction
 from merasteer.types import DIRECTIONS, HOOK_POINTS, POSITIONS, Direction, HookPoint, Positions
 
-__all__ = ["GRIDS", "LAYERS", "STAGES", "Grid", "Layers", "Options", "Stage"]
+__all__ = ["GRIDS", "LAYERS", "STAGES", "Grid", "Layers", "NamedLayers", "Options", "Stage", "check_layers"]
 
 Stage = Literal["collect", "fit", "calibrate", "evaluate", "publish"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Grid = Literal["logit", "paper"]
 GRIDS: tuple[Grid, ...] = get_args(Grid)
-Layers = Literal["all", "best"]
-LAYERS: tuple[Layers, ...] = get_args(Layers)
+NamedLayers = Literal["all", "best", "median", "worst"]
+Layers = NamedLayers | tuple[int, ...]  # a tuple: 0-based indices
+LAYERS: tuple[NamedLayers, ...] = get_args(NamedLayers)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Options:
     rank candidates on (at most half of the training split). grid: where the thresholds α come from (`pipeline.fit`).
     top_k: items at either end of the contrastive direction. seed: of every random draw (splits have their own).
     candidates: what may be chosen: steps, the logit bias alone, or the bias on top of the best steps (`pipeline.calibrate`).
-    layers: every layer that reads the error acts, or the report layer alone.
+    layers: of the layers that read the error, which act: all, the one of best, median or worst held-out score, or those listed.
+    sae: (layer, folder) of sparse autoencoders whose encodings are probed too, for the report alone (`probes.sae`).
     """
 
     seed: int = 0
@@ -38,15 +40,16 @@ class Options:
     epsilon: float = 0.0
     chances: int = 1
     hook_points: tuple[HookPoint, ...] = ("residual", "mlp_input")
-    directions: tuple[Direction, ...] = DIRECTIONS
+    directions: tuple[Direction, ...] = ("euclidean", "covariance", "contrastive")
     positions: Positions = "generation"
     family: Family = "ridge"
     ordering: int = 250
     grid: Grid = "logit"
     top_k: int = 100
     test: TestName | None = None
-    candidates: tuple[Correction, ...] = ("mera",)
+    candidates: tuple[Correction, ...] = CORRECTIONS
     layers: Layers = "all"
+    sae: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 < self.delta < 1.0:
@@ -64,15 +67,21 @@ class Options:
         self._each("directions", DIRECTIONS)
         self._each("candidates", CORRECTIONS)
         for name, allowed in (
-            ("positions", POSITIONS),
             ("family", FAMILIES),
             ("grid", GRIDS),
-            ("layers", LAYERS),
             ("test", (None, *VALID_TESTS)),
         ):
             if getattr(self, name) not in allowed:
                 known = ", ".join(str(value) for value in allowed if value)
                 raise InvalidInput(f"{name}: {getattr(self, name)!r} is not one of {known}")
+        if not (_is_list(self.positions) if isinstance(self.positions, tuple) else self.positions in POSITIONS):
+            raise InvalidInput(
+                f"positions: {self.positions!r} is not one of {', '.join(POSITIONS)}, nor a list of prompt indices, each once"
+            )
+        if not (_is_list(self.layers) if isinstance(self.layers, tuple) else self.layers in LAYERS):
+            raise InvalidInput(
+                f"layers: {self.layers!r} is neither one of {', '.join(LAYERS)} nor a list of 0-based indices, each once"
+            )
 
     def _each(self, name: str, allowed: Collection[str]) -> None:
         values = getattr(self, name)
@@ -89,3 +98,18 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def check_layers(options: Options, n_layers: int) -> None:
+    """Raises InvalidInput where a listed layer is none of the model's."""
+    listed = {"layers": options.layers, "sae": tuple(layer for layer, _ in options.sae)}
+    for name, layers in listed.items():
+        if isinstance(layers, tuple) and not 0 <= max(layers, default=0) < n_layers:
+            raise InvalidInput(
+                f"{name}: {max(layers)} is outside 0..{n_layers - 1}; the model has {n_layers} layers, counted from 0"
+            )
+
+
+def _is_list(indices: tuple[int, ...]) -> bool:
+    whole = all(type(index) is int and index >= 0 for index in indices)
+    return bool(indices) and whole and len(set(indices)) == len(indices)

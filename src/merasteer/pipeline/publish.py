@@ -11,6 +11,7 @@ import torch
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.workspace import Output
 from merasteer.store import publish as publish_artifact
+from merasteer.types import CONTRASTIVE
 
 __all__ = ["publish"]
 
@@ -47,6 +48,7 @@ def _manifest(job: Job, readout: dict[str, Any], document: dict[str, Any], weigh
     certified = document["decision"] == "certified"
     chosen = next((row for row in document["candidates"] if row["key"] == document["chosen"]), None)
     active = (weight.abs().sum(-1) > 0).tolist()
+    positions = job.options.positions
     method = {} if chosen is None or "method" not in chosen else {"method": chosen["method"]}
     return {
         "certified": certified,
@@ -57,12 +59,12 @@ def _manifest(job: Job, readout: dict[str, Any], document: dict[str, Any], weigh
             "direction": readout["direction"],
             "alpha": chosen["alpha"] if chosen else None,
             "active_layers": [layer for layer, on in enumerate(active) if on],
-            "positions": job.options.positions,
+            "positions": list(positions) if isinstance(positions, tuple) else positions,
             "report_layer": readout["report_layer"],
             **method,
         },
         "probe": {
-            "family": "contrastive" if readout["direction"] == "contrastive" else job.options.family,
+            "family": "contrastive" if readout["direction"] in CONTRASTIVE else job.options.family,
             # A layer that predicts but whose w·u is not positive does not act: it is listed as idle.
             "scores": [{**score, "idle": not active[score["layer"]]} for score in readout["scores"]],
         },

@@ -13,7 +13,7 @@ from merasteer.pipeline.calibrate import calibrate
 from merasteer.pipeline.collect import collect
 from merasteer.pipeline.evaluate import evaluate
 from merasteer.pipeline.fit import fit
-from merasteer.pipeline.job import Job, prepare
+from merasteer.pipeline.job import Job, Loading, prepare
 from merasteer.pipeline.options import STAGES, Options, Stage
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.publish import publish
@@ -21,7 +21,7 @@ from merasteer.pipeline.report import Report, complete, write_report
 from merasteer.pipeline.workspace import Output
 from merasteer.types import Task
 
-__all__ = ["run", "run_job"]
+__all__ = ["run", "run_job", "stages"]
 
 log = logging.getLogger("merasteer.pipeline")
 
@@ -37,14 +37,16 @@ def run(
     search: Sequence[Path] = (),
     until: Stage = "publish",
     bars: Bars | None = None,
+    loading: Loading | None = None,
 ) -> Report | None:
     """The report of the run; None when it was to stop before `evaluate`.
 
     model: hub id, folder or loaded model. task: name, path or loaded task; `search` are folders to look names up in, `data`
-    replaces its rows. Finished stages are taken from `<store>/.work`; `until` names the last one to run. report: a file to
+    replaces its rows. loading: dtype and device of a model that is to be loaded. Finished
+    stages are taken from `<store>/.work`; `until` names the last one to run. report: a file to
     write the report to. Equal inputs publish an artifact of equal digest on one machine.
     """
-    job = prepare(model, task, Path(store), options or Options(), data=data, search=search)
+    job = prepare(model, task, Path(store), options or Options(), data=data, search=search, loading=loading)
     found = run_job(job, until, bars)
     if found is not None and report is not None:
         write_report(Path(report), found)
@@ -53,19 +55,7 @@ def run(
 
 def run_job(job: Job, until: Stage = "publish", bars: Bars | None = None) -> Report | None:
     """The same for inputs that are prepared."""
-    if until not in STAGES:
-        raise InvalidInput(f"until: {until!r} is not one of {', '.join(STAGES)}")
-    shown, stages = bars or Bars(), STAGES[: STAGES.index(until) + 1]
-    done: dict[Stage, Output] = {}
-    work: dict[Stage, Callable[[], Output]] = {
-        "collect": lambda: collect(job, shown),
-        "fit": lambda: fit(job, done["collect"], shown),
-        "calibrate": lambda: calibrate(job, done["collect"], done["fit"], shown),
-        "evaluate": lambda: evaluate(job, done["fit"], done["calibrate"], shown),
-    }
-    for stage in stages:
-        if stage in work:
-            done[stage] = _stage(job, stage, work[stage])
+    done = stages(job, until, bars)
     if "evaluate" not in done:
         return None
     artifact = publish(job, done["fit"], done["calibrate"]) if until == "publish" else None
@@ -73,9 +63,28 @@ def run_job(job: Job, until: Stage = "publish", bars: Bars | None = None) -> Rep
     return complete(done["evaluate"].facts["report"], artifact, seconds)
 
 
+def stages(job: Job, until: Stage = "evaluate", bars: Bars | None = None) -> dict[Stage, Output]:
+    """The outputs of the stages up to `until`, each computed now or taken from the work folder. Publishes nothing."""
+    if until not in STAGES:
+        raise InvalidInput(f"until: {until!r} is not one of {', '.join(STAGES)}")
+    shown = bars or Bars()
+    done: dict[Stage, Output] = {}
+    work: dict[Stage, Callable[[], Output]] = {
+        "collect": lambda: collect(job, shown),
+        "fit": lambda: fit(job, done["collect"], shown),
+        "calibrate": lambda: calibrate(job, done["collect"], done["fit"], shown),
+        "evaluate": lambda: evaluate(job, done["collect"], done["fit"], done["calibrate"], shown),
+    }
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        if stage in work:
+            done[stage] = _stage(job, stage, work[stage])
+    return done
+
+
 def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
     """The stage's output, from the work folder if it is there."""
-    found = job.workspace.load(stage)
+    workspace = job.ground if stage == "collect" else job.workspace
+    found = workspace.load(stage)
     if found is not None:
         log.info("%s: taken from an earlier run", stage)
         return found
@@ -83,6 +92,6 @@ def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
     output = compute()
     seconds = time.perf_counter() - start
     output = Output({**output.facts, "seconds": seconds}, output.tensors)
-    job.workspace.save(stage, output)
+    workspace.save(stage, output)
     log.info("%s: done in %.1f s", stage, seconds)
     return output

@@ -1,8 +1,16 @@
-"""Readouts and steps from activations: targets, fitting, directions, selection. Sees no engine and no files."""
+"""Readouts and steps from activations: targets, fitting, directions, selection. Sees no engine, and of files only `load_sae`'s."""
 
-from merasteer.probes.directions import contrastive_probes, directions, fit_contrast, steering_vectors
+from merasteer.probes.directions import (
+    additive_vectors,
+    contrastive_probes,
+    contrastive_vectors,
+    directions,
+    fit_contrast,
+    steering_vectors,
+)
 from merasteer.probes.fitting import FAMILIES, Family, Probes, fit_layer, fit_probes
-from merasteer.probes.selection import LayerScore, Selection, select
+from merasteer.probes.sae import encodings, load_sae, sae_scores
+from merasteer.probes.selection import LayerScore, Selection, probe_rows, select
 from merasteer.probes.targets import CLIP, class_probabilities, class_scores, error_target, errors
 
 __all__ = [
@@ -12,15 +20,21 @@ __all__ = [
     "LayerScore",
     "Probes",
     "Selection",
+    "additive_vectors",
     "class_probabilities",
     "class_scores",
     "contrastive_probes",
+    "contrastive_vectors",
     "directions",
+    "encodings",
     "error_target",
     "errors",
     "fit_contrast",
     "fit_layer",
     "fit_probes",
+    "load_sae",
+    "probe_rows",
+    "sae_scores",
     "select",
     "steering_vectors",
 ]

@@ -3,13 +3,16 @@
     euclidean    u = w                                        the shortest step (the paper)
     covariance   u = Σw                                       the least surprising step: min vᵀΣ⁻¹v
     contrastive  w = u = mean(h | high E) − mean(h | low E)   scaled, signed and given its bias by regression
+    contrastive_covariance  u = Σw for the contrastive w      its least surprising step
 
-Every readout points at *error*: a larger z predicts a larger error. Shapes: N items, L layers, d width.
+Every readout points at *error*: a larger z predicts a larger error. Shapes: N items, L layers, d width. The steps of the
+fixed-strength baselines are here too: h − λ·step, whatever h reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +23,16 @@ from merasteer.method.steering import unit_step
 from merasteer.probes.fitting import Probes, layer_of, one_thread
 from merasteer.types import DIRECTIONS, Direction, HookPoint, SteeringVectors
 
-__all__ = ["contrast", "contrastive_probes", "covariance_times", "directions", "fit_contrast", "steering_vectors"]
+__all__ = [
+    "additive_vectors",
+    "contrast",
+    "contrastive_probes",
+    "contrastive_vectors",
+    "covariance_times",
+    "directions",
+    "fit_contrast",
+    "steering_vectors",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -101,7 +113,7 @@ def directions(
 ) -> dict[Direction, SteeringVectors]:
     """Vectors for each direction; names that leave every layer idle are absent.
 
-    activations (N, L, d) of the training items give Σ. For `contrastive`, probes are those of `contrastive_probes`.
+    activations (N, L, d) of the training items give Σ. The contrastive directions take the probes of `contrastive_probes`.
     """
     unknown = [name for name in names if name not in DIRECTIONS]
     if unknown:
@@ -109,7 +121,7 @@ def directions(
     found: dict[Direction, SteeringVectors] = {}
     for name in names:
         u = probes.weight.double()
-        if name == "covariance":
+        if name in ("covariance", "contrastive_covariance"):
             u = torch.zeros_like(u)
             for layer in active:
                 w = probes.weight[layer].double().numpy()
@@ -118,3 +130,18 @@ def directions(
         if vectors is not None:
             found[name] = vectors
     return found
+
+
+def additive_vectors(vectors: SteeringVectors) -> SteeringVectors:
+    """The readouts with steps of unit length along them: moving by −λ·step is h − λ·w/‖w‖. Idle layers stay put."""
+    norm = vectors.weight.norm(dim=-1, keepdim=True)
+    return replace(vectors, step=torch.where(norm > 0, vectors.weight / torch.where(norm > 0, norm, 1.0), 0.0))
+
+
+def contrastive_vectors(vectors: SteeringVectors, contrast: torch.Tensor) -> SteeringVectors:
+    """The readouts with the differences of means as steps: moving by −λ·step is h − λ·contrast. Idle layers stay put.
+
+    contrast (L, d), in raw units, pointing at error as `contrast` makes it.
+    """
+    active = vectors.weight.abs().sum(-1, keepdim=True) > 0
+    return replace(vectors, step=torch.where(active, contrast, 0.0))

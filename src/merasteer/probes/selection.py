@@ -1,7 +1,7 @@
 """Which layers read the error at all: held-out RMSE against a mean predictor, over repeated splits.
 
 Probes of right and wrong (`logistic`) are judged by held-out AUROC against ½ instead. A layer that is not ahead by one
-standard error is idle: no readout, no step (docs/method.md section 2).
+standard error is idle: no readout, no step (docs/method.md section 2). Both figures are kept, whichever is the judge.
 Shapes: N items, L layers, d width.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 from merasteer.errors import InvalidInput
 from merasteer.probes.fitting import Fitter, layer_of, one_thread
 
-__all__ = ["SCORES", "LayerScore", "Score", "Selection", "auroc", "held_out_splits", "select"]
+__all__ = ["SCORES", "LayerScore", "Score", "Selection", "auroc", "held_out_splits", "probe_rows", "select"]
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -30,9 +30,10 @@ SCORES: tuple[Score, ...] = get_args(Score)
 
 @dataclass(frozen=True)
 class LayerScore:
-    """Means over the repeats. auroc: None where the target is a number. standard_error is that of `gain`.
+    """Means over the repeats. standard_error is that of `gain`, which `judged_by` decides.
 
     rmse: of z; where the target is right or wrong, of σ(z) against it, and the mean predictor then says the share of wrong.
+    auroc: of z against wrong answers; None where they are not known, or no repeat holds out both right and wrong.
     """
 
     layer: int
@@ -41,16 +42,24 @@ class LayerScore:
     standard_error: float
     idle: bool
     auroc: float | None = None
+    judged_by: Score = "rmse"
 
     @property
     def gain(self) -> float:
-        """How far the probe is ahead of the mean predictor, or of a guess."""
-        return self.dummy_rmse - self.rmse if self.auroc is None else self.auroc - 0.5
+        """How far the probe is ahead of the mean predictor, or of a guess; 0 where nothing tells it from a guess."""
+        if self.judged_by == "rmse":
+            return self.dummy_rmse - self.rmse
+        return 0.0 if self.auroc is None else self.auroc - 0.5
+
+    @property
+    def badness(self) -> float:
+        """What the best layer has least of: its RMSE, or minus its AUROC."""
+        return self.rmse if self.judged_by == "rmse" else -(0.5 if self.auroc is None else self.auroc)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Scores of every layer; `report_layer` is the active layer of best held-out score, None when all are idle."""
+    """Scores of every layer. The report layer is the best of the active ones; it, median and worst are None when all are idle."""
 
     scores: tuple[LayerScore, ...]
 
@@ -59,12 +68,22 @@ class Selection:
         return tuple(score.layer for score in self.scores if not score.idle)
 
     @property
-    def report_layer(self) -> int | None:
-        return min(self.active, key=self._badness, default=None)
+    def ranked(self) -> tuple[int, ...]:
+        """The active layers, best held-out score first; of equal ones the lower layer."""
+        return tuple(score.layer for score in sorted(self.scores, key=lambda score: score.badness) if not score.idle)
 
-    def _badness(self, layer: int) -> float:
-        score = self.scores[layer]
-        return score.rmse if score.auroc is None else -score.auroc
+    @property
+    def report_layer(self) -> int | None:
+        return next(iter(self.ranked), None)
+
+    @property
+    def median(self) -> int | None:
+        """The layer in the middle of `ranked`; of two the better one."""
+        return self.ranked[(len(self.ranked) - 1) // 2] if self.ranked else None
+
+    @property
+    def worst(self) -> int | None:
+        return next(reversed(self.ranked), None)
 
     def as_dicts(self) -> list[dict[str, float | int | bool]]:
         """One dict per layer: layer, rmse, dummy_rmse, standard_error, idle, and auroc where there is one."""
@@ -93,11 +112,17 @@ def held_out_splits(n: int, repeats: int = 5, share: float = 0.2, seed: int = 0)
     return [(np.sort(order[held:]), np.sort(order[:held])) for order in orders]
 
 
+def probe_rows(selection: Selection, hook_point: str, readout: str) -> list[dict[str, Any]]:
+    """The scores of every layer, idle or not, as plain JSON: hook_point, readout, then `as_dicts` with auroc null if unknown."""
+    return [{"hook_point": hook_point, "readout": readout, "auroc": None, **scores} for scores in selection.as_dicts()]
+
+
 def select(
     activations: torch.Tensor,
     target: Floats,
     fitter: Fitter,
     *,
+    wrong: Floats | None = None,
     repeats: int = 5,
     seed: int = 0,
     on_layer: Callable[[], None] | None = None,
@@ -105,45 +130,51 @@ def select(
 ) -> Selection:
     """Scores each layer with `fitter`. activations (N, L, d), target (N,). `on_layer` is called after each layer.
 
-    score: what layers are judged by; `auroc` wants a target of 1 (wrong) and 0.
+    wrong: (N,), 1 where the answer is wrong, else 0; without it layers judged by RMSE have no AUROC.
+    score: what layers are judged by; `auroc` wants a target of 1 (wrong) and 0, which then stands for `wrong`.
     """
     if score not in SCORES:
         raise InvalidInput(f"score: {score!r} is not one of {', '.join(SCORES)}")
-    judge = _score if score == "rmse" else _score_wrong
+    outcome = target if score == "auroc" else wrong
+    if outcome is not None and not (outcome.shape == target.shape and np.isin(outcome, (0.0, 1.0)).all()):
+        raise InvalidInput(
+            f"wrong: {outcome.shape} values for {target.shape} targets, or one that is not 0 or 1; give 1 where the answer is wrong"
+        )
     splits = held_out_splits(len(target), repeats, seed=seed)
     scores = []
     for layer in range(activations.shape[1]):
         with one_thread():
-            scores.append(judge(layer, layer_of(activations, layer), target, fitter, splits))
+            scores.append(_score(layer, layer_of(activations, layer), target, outcome, fitter, splits, score))
         if on_layer is not None:
             on_layer()
     return Selection(tuple(scores))
 
 
-def _score(layer: int, x: Floats, y: Floats, fitter: Fitter, splits: list[tuple[Indices, Indices]]) -> LayerScore:
-    rmse, dummy = [], []
-    for fit, held in splits:
-        w, b = fitter(x[fit], y[fit])
-        rmse.append(_rmse(y[held] - (x[held] @ w + b)))
-        dummy.append(_rmse(y[held] - y[fit].mean()))
-    gains = np.subtract(dummy, rmse)
-    error = _standard_error(gains, splits)
-    # The tiny floor keeps a target without variance (0 > 0, up to rounding) idle.
-    idle = not float(gains.mean()) > max(error, 1e-9 * max(dummy))
-    return LayerScore(layer, float(np.mean(rmse)), float(np.mean(dummy)), error, idle)
-
-
-def _score_wrong(layer: int, x: Floats, y: Floats, fitter: Fitter, splits: list[tuple[Indices, Indices]]) -> LayerScore:
-    """The same for a target of 1 (wrong) and 0."""
+def _score(
+    layer: int,
+    x: Floats,
+    y: Floats,
+    wrong: Floats | None,
+    fitter: Fitter,
+    splits: list[tuple[Indices, Indices]],
+    judged_by: Score,
+) -> LayerScore:
     rmse, dummy, areas = [], [], []
     for fit, held in splits:
         w, b = fitter(x[fit], y[fit])
         z = x[held] @ w + b
-        rmse.append(_rmse(y[held] - expit(z)))
+        rmse.append(_rmse(y[held] - (z if judged_by == "rmse" else expit(z))))
         dummy.append(_rmse(y[held] - y[fit].mean()))
-        areas.append(auroc(z, y[held]))
-    error, area = _standard_error(np.subtract(areas, 0.5), splits), float(np.mean(areas))
-    return LayerScore(layer, float(np.mean(rmse)), float(np.mean(dummy)), error, not area - 0.5 > error, area)
+        if wrong is not None:
+            areas.append(auroc(z, wrong[held]))
+    gains = np.subtract(dummy, rmse) if judged_by == "rmse" else np.subtract(areas, 0.5)
+    error = _standard_error(gains, splits)
+    # The tiny floor keeps a target without variance (0 > 0, up to rounding) idle.
+    idle = not float(gains.mean()) > max(error, 1e-9 * max(dummy) if judged_by == "rmse" else 0.0)
+    # A repeat that holds out one kind alone counts as a guess; where all do, there is no area to speak of.
+    known = wrong is not None and any(wrong[held].min() < wrong[held].max() for _, held in splits)
+    area = float(np.mean(areas)) if known else None
+    return LayerScore(layer, float(np.mean(rmse)), float(np.mean(dummy)), error, idle, area, judged_by)
 
 
 def auroc(z: Floats, wrong: Floats) -> float:

@@ -98,7 +98,12 @@ def _task(task: Fields, vocab: int) -> None:
 def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:
     steering.choice("hook_point", HOOK_POINTS)
     steering.choice("direction", DIRECTIONS)
-    steering.choice("positions", POSITIONS)
+    if isinstance(steering.value["positions"], list):
+        listed = steering.integers("positions", 0, 2**31 - 1)
+        if not listed or len(set(listed)) < len(listed):
+            steering.refuse("positions", f"{shown(listed)} is not a list of prompt indices, each once")
+    else:
+        steering.choice("positions", POSITIONS)
     steering.integer("report_layer", 0, layers - 1)
     active = steering.integers("active_layers", 0, layers - 1)
     if active != sorted(set(active)):

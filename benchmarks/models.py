@@ -1,0 +1,87 @@
+"""Random models made on the spot, readouts for them, and the loop that research code runs: what the benchmarks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from merasteer.engine import LoadedModel, wrap_model
+from merasteer.engine.layers import decoder_layers, site
+from merasteer.types import HookPoint, SteeringVectors
+
+SIZES = {  # hidden, MLP, layers, heads, key-value heads, vocabulary
+    "56M": (512, 1376, 8, 8, 8, 32_000),
+    "tiny": (128, 336, 4, 4, 4, 700),
+}
+
+
+def make_model(size: str) -> LoadedModel:
+    """A Llama of random weights with a tokenizer of numbered words."""
+    hidden, mlp, layers, heads, kv_heads, vocab = SIZES[size]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, max_position_embeddings=2048, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0"))
+    return wrap_model(LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=words), f"random-{size}")
+
+
+def make_vectors(loaded: LoadedModel, seed: int, hook_point: HookPoint = "residual") -> SteeringVectors:
+    """Random readouts of unit length at every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(loaded.layers, loaded.width, generator=generator)
+    weight /= weight.norm(dim=-1, keepdim=True)
+    return SteeringVectors(hook_point, weight, torch.zeros(loaded.layers), weight.clone(), loaded.layers // 2)
+
+
+@torch.inference_mode()
+def hook_loop(
+    loaded: LoadedModel,
+    prompts: Sequence[tuple[int, ...]],
+    new: int,
+    vectors: SteeringVectors | None,
+    alpha: float = 0.5,
+) -> list[list[int]]:
+    """The generated tokens of each prompt, one prompt at a time with a hook per layer, then a second pass that scores the answer.
+
+    Steered from the last prompt position on; not at all where `vectors` is None.
+    """
+    model, handles, prompt = loaded.model, [], ()
+    limit, answers = math.log(alpha / (1.0 - alpha)), []
+
+    def move(layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        # `prompt` is the one that the loop below is at; what is shorter is a single token, behind the cache.
+        first = len(prompt) - 1 if hidden.shape[1] >= len(prompt) else 0
+        acting = hidden[:, first:]
+        z = acting @ vectors.weight[layer] + vectors.bias[layer]
+        hidden = hidden.clone()
+        hidden[:, first:] = acting + (limit - z).clamp(max=0.0)[..., None] * vectors.step[layer]
+        return hidden
+
+    def attach(layer: int, module: torch.nn.Module, side: str) -> Any:
+        if side == "input":
+            return module.register_forward_pre_hook(lambda _module, args: (move(layer, args[0]), *args[1:]))
+        return module.register_forward_hook(lambda _module, _args, output: move(layer, output))
+
+    try:
+        if vectors is not None:
+            where = site(model, vectors.hook_point)
+            for layer, block in enumerate(decoder_layers(model)):
+                handles.append(attach(layer, block.get_submodule(where.module), where.side))
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            whole = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
+            )
+            model(whole)
+            answers.append(whole[0, len(prompt) :].tolist())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return answers
