@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from mera_server.cli import app, main
 from mera_server.commands import stages
+from mera_server.commands.bench import spread
 
 from merasteer import pipeline
+from merasteer.pipeline.workspace import Output
 from merasteer.types import METHODS
 
 
@@ -31,11 +33,23 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Calls of the pipeline, which are recorded in place of being run."""
     calls: list[dict[str, Any]] = []
 
-    def run(model: str, task: str, store: Path, options: pipeline.Options, **more: Any) -> dict[str, Any]:
+    def prepare(model: str, task: str, store: Path, options: pipeline.Options, **more: Any) -> dict[str, Any]:
         calls.append({"model": model, "task": task, "store": store, "options": options, **more})
+        return calls[-1]
+
+    def run_job(job: dict[str, Any], until: str) -> dict[str, Any]:
+        job["until"] = until
         return {"decision": "abstained"}
 
-    monkeypatch.setattr(pipeline, "run", run)
+    def until_fit(job: dict[str, Any], until: str) -> dict[str, Output]:
+        job["until"] = until
+        score = {"hook_point": "residual", "readout": "error", "layer": 3, "rmse": 1.25, "dummy_rmse": 2.5}
+        return {"fit": Output({"probes": [{**score, "auroc": 0.75, "standard_error": 0.1, "idle": False}]})}
+
+    monkeypatch.setattr(pipeline, "prepare", prepare)
+    monkeypatch.setattr(pipeline, "run_job", run_job)
+    monkeypatch.setattr(pipeline, "stages", until_fit)
+    monkeypatch.setattr(pipeline, "write_report", lambda path, report: calls[-1].update(report=path))
     for name in ("MERA_STORE", "MERA_OUT", "MERA_SEED", "MERA_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return calls
@@ -80,7 +94,7 @@ def test_interrupted_is_130(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "run", interrupted)
+    monkeypatch.setattr(pipeline, "run_job", interrupted)
     assert main(["run", "--model", "m", "--task", "t"]) == 130
 
 
@@ -163,6 +177,69 @@ def test_stages_stop_where_they_are_named(
     assert ran[0]["until"] == stage
     assert ran[0]["store"] == Path("probes_store")
     assert ran[0]["options"] == pipeline.Options()
+    if stage == "fit":
+        header, row = capsys.readouterr().out.splitlines()
+        assert dict(zip(header.split(), row.split(), strict=True))["auroc"] == "0.75"
+
+
+@pytest.mark.parametrize(
+    ("flag", "given", "expected"),
+    [
+        ("layers", "all", "all"), ("layers", "median", "median"), ("layers", "worst", "worst"), ("layers", "0,2,3", (0, 2, 3)),
+        ("layers", "5", (5,)), ("positions", "last", "last"), ("positions", "0,4", (0, 4)), ("candidates", "mera", ("mera",)),
+    ],
+)  # fmt: skip
+def test_names_and_lists_reach_the_options(ran: list[dict[str, Any]], flag: str, given: str, expected: object) -> None:
+    assert main(["run", "--model", "m", "--task", "t", f"--{flag}", given]) == 0
+    assert getattr(ran[0]["options"], flag) == expected
+
+
+@pytest.mark.parametrize("flag", ["layers", "positions"])
+@pytest.mark.parametrize("bad", ["some", "0,x", "-1", "1,1", "0,median", ""])
+def test_a_list_that_is_none_is_refused(flag: str, bad: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--model", "m", "--task", "t", f"--{flag}={bad}"]) == 2
+    assert flag in one_line(capsys)
+
+
+def test_an_autoencoder_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for bad in ("3=/absent", "three=.", "3"):
+        assert main(["fit", "--model", "m", "--task", "t", "--sae", bad]) == 2
+        assert "sae" in one_line(capsys)
+
+
+def test_how_the_model_is_loaded_reaches_the_run(ran: list[dict[str, Any]]) -> None:
+    assert main(["run", "--model", "m", "--task", "t", "--dtype", "bfloat16", "--device-map", "auto"]) == 0
+    assert ran[0]["loading"] == pipeline.Loading("bfloat16", "auto", "auto")
+
+
+def test_options_of_several_values_take_blanks() -> None:
+    given = ["bench", "--models", "a", "b", "--tasks", "t", "--methods", "none", "mera", "--out", "o", "--seed", "1"]
+    assert spread(given) == [
+        "bench", "--models", "a", "--models", "b", "--tasks", "t", "--methods", "none", "--methods", "mera",
+        "--out", "o", "--seed", "1",
+    ]  # fmt: skip
+    assert spread(["serve", "--models", "a", "b"]) == ["serve", "--models", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--tasks", "t", "--out", "o"], "--models"),
+        (["--models", "m", "--tasks", "absent_task", "--out", "o"], "absent_task"),
+        (["--models", "m", "--tasks", "sms_spam", "--methods", "prayer", "--out", "o"], "methods: 'prayer'"),
+        (["--models", "m", "m", "--tasks", "sms_spam", "--out", "o"], "models: 'm'"),
+        (["--models", "m", "--tasks", "sms_spam", "--compat", "original", "--out", "o"], "compat: 'original'"),
+        (["--models", "m", "--tasks", "sms_spam", "--answer-positions", "first", "--out", "o"], "'first'"),
+        (["--models", "m", "--tasks", "sms_spam", "--track", "paper", "--out", "o"], "paper"),
+    ],
+)
+def test_bad_usage_of_bench_is_two_and_one_line(
+    arguments: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *arguments]) == 2
+    assert part in one_line(capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def test_precedence_of_run(

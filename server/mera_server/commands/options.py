@@ -82,7 +82,7 @@ def autoencoders(value: str | None) -> tuple[tuple[int, str], ...] | None:
     found = []
     for part in several(value) or ():
         layer, _, folder = part.partition("=")
-        if not layer.isdecimal() or not Path(folder).is_dir():
+        if not layer.isdecimal() or not folder or not Path(folder).is_dir():
             raise InvalidInput(f"sae: {part!r} is not layer=folder with a folder that is there; give such as 3=my_sae")
         found.append((int(layer), folder))
     return tuple(found) or None
