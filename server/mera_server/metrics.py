@@ -48,7 +48,9 @@ class Metrics:
         self._queue = histogram("mera_queue_seconds", "From submission to the first forward pass.")
         self._running = Gauge("mera_requests_running", "Requests in the batch.", registry=registry)
         self._waiting = Gauge("mera_requests_waiting", "Requests queued behind the batch.", registry=registry)
-        self._cache = Gauge("mera_cache_used_ratio", "Share of the KV cache in use.", registry=registry)
+        self._cache = Gauge(
+            "mera_cache_used_ratio", "Share of the KV cache that running requests hold.", registry=registry
+        )
         self._probe = Gauge("mera_probe_info", "The artifacts that are served.", _PROBE, registry=registry)
         self._model = Gauge("mera_model_info", "The model that is served.", _MODEL, registry=registry)
 

@@ -63,12 +63,17 @@ class Settings(BaseModel):
         None
     )
     page_size: Annotated[Positive | None, Field(description="tokens of one page of that cache")] = None
+    share_prefixes: Annotated[
+        bool | None, Field(description="compute equal beginnings of prompts once, where no policy touches them")
+    ] = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="how much is logged")] = "info"
 
     @property
     def engine_sizes(self) -> dict[str, Any]:
-        """The sizes that were set; the engine's defaults hold for the rest."""
-        names = ("max_requests", "max_waiting", "max_policies", "max_batch_tokens", "cache_tokens", "page_size")
+        """The sizes and switches that were set; the engine's defaults hold for the rest."""
+        names = (
+            "max_requests", "max_waiting", "max_policies", "max_batch_tokens", "cache_tokens", "page_size", "share_prefixes",
+        )  # fmt: skip
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @classmethod

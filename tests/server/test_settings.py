@@ -115,3 +115,8 @@ def test_where_and_how_the_model_is_loaded_reaches_the_engine(monkeypatch: pytes
 def test_device_beside_device_map_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(InvalidInput, match="device_map: 'auto' was given beside device 'cpu'; give one of the two"):
         load(Settings(model="owner/never_asked_for", device="cpu", device_map="auto"))
+
+
+def test_switches_and_sizes_that_are_set_reach_the_engine() -> None:
+    settings = Settings.load({"page_size": "16", "share_prefixes": "false"}, {})
+    assert settings.engine_sizes == {"page_size": 16, "share_prefixes": False}
