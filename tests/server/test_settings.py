@@ -46,7 +46,12 @@ def test_the_file_may_be_named_by_the_environment(file: Path) -> None:
 
 def test_every_option_has_an_environment_variable() -> None:
     environ = {f"MERA_{name.upper()}": "8" for name in Settings.model_fields}
-    environ |= {"MERA_DTYPE": "float32", "MERA_STEERING": "off", "MERA_LOG_LEVEL": "debug"}
+    environ |= {
+        "MERA_DTYPE": "float32",
+        "MERA_STEERING": "off",
+        "MERA_LOG_LEVEL": "debug",
+        "MERA_SHARE_PREFIXES": "false",
+    }
     assert Settings.load(environ=environ).model_dump(exclude_unset=True).keys() == Settings.model_fields.keys()
 
 
