@@ -31,6 +31,7 @@ __all__ = [
     "Direction",
     "Example",
     "FinishReason",
+    "GeneratedToken",
     "Generation",
     "GenerationRequest",
     "HookPoint",
@@ -290,6 +291,25 @@ class TokenTrace:
     before: tuple[float, ...]
     after: tuple[float, ...]
     shift: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One generated token on its way to a caller who watches.
+
+    index: 0-based. logprob and trace are there where the request asks for them. before, after: σ(z) at the report layer at the
+    position that chose this token, None without a policy. steered: whether the step that chose it moved a cell. last: nothing
+    follows it, the request's `Generation` is next.
+    """
+
+    index: int
+    id: int
+    logprob: float | None
+    before: float | None
+    after: float | None
+    steered: bool
+    trace: TokenTrace | None
+    last: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
+import merasteer.engine.engine as module
 from merasteer.engine import Engine, EngineConfig
 from merasteer.errors import EmptyInputs, EngineFailed, InvalidInput, Overloaded, PromptTooLong
 from merasteer.types import GenerationRequest, Policy
@@ -190,8 +191,14 @@ def test_an_answer_that_cannot_be_made_fails_alone(llama, prompts, settled, monk
             broken = engine.submit(GenerationRequest(prompts[0], 5, stop=stop))
             sound = engine.submit(GenerationRequest(prompts[1], 5))
             run = next(iter(engine._runs.values()))
-            monkeypatch.setattr(run.continuation, "_decode", lambda tokens: 1 / 0)
-        with pytest.raises(EngineFailed, match="could not be made"):
+            if stop:
+                monkeypatch.setattr(run.stream, "_decode", lambda tokens: 1 / 0)
+            else:
+                decode = module.continuation
+                monkeypatch.setattr(
+                    module, "continuation", lambda *given: 1 / 0 if given[1] == prompts[0] else decode(*given)
+                )
+        with pytest.raises(EngineFailed, match="could not be"):
             broken.result(30)
         assert len(sound.result(30).tokens) == 5
         assert engine.failure is None

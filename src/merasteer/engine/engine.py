@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ from merasteer.engine.loading import LoadedModel
 from merasteer.engine.run import Resident, Run
 from merasteer.engine.steer import Steering, Switches
 from merasteer.engine.tables import movable_layers, resume_position, untouched
-from merasteer.engine.text import Continuation, encode
+from merasteer.engine.text import TextStream, continuation, encode
 from merasteer.errors import EngineFailed, InvalidInput, MeraError, Overloaded
-from merasteer.types import FinishReason, Generation, GenerationRequest, SteeringVectors
+from merasteer.types import FinishReason, GeneratedToken, Generation, GenerationRequest, SteeringVectors
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -136,13 +136,22 @@ class Engine:
         """Text of tokens, special ones kept."""
         return str(self.loaded.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
-    def submit(self, request: GenerationRequest) -> Future[Generation]:
+    def text_stream(self, prompt: Sequence[int], stop: Sequence[str]) -> TextStream:
+        """Turns one request's tokens into text while they come; the caller's own, on any thread."""
+        return TextStream(self.loaded.tokenizer, prompt, stop)
+
+    def submit(
+        self, request: GenerationRequest, on_token: Callable[[GeneratedToken], None] | None = None
+    ) -> Future[Generation]:
         """Admits a request; the future gets its answer. Cancelling the future cancels the request. Never blocks.
 
+        on_token is told of every token, in order, on the generation thread: it must only hand it over. If it raises, the request
+        fails.
         Raises EmptyInputs, PromptTooLong, InvalidInput, Overloaded (the waiting queue is full) or EngineFailed.
         """
         check(request, self.loaded, self.max_tokens)
-        continuation = Continuation(self.loaded.tokenizer, request.prompt, request.stop)
+        # The text of a watched request is the one that the watcher's own stream joins to.
+        stream = self.text_stream(request.prompt, request.stop) if request.stop or on_token is not None else None
         with self._lock:
             manager = self._alive()
             limit = self.config.max_waiting
@@ -151,7 +160,7 @@ class Engine:
                     f"engine: {len(self._waiting)} requests are waiting and the limit is {limit}; try again later"
                 )
             resident = self._resident(request)
-            run = Run(f"r{next(self._ids)}", request, resident, continuation, self._eos)
+            run = Run(f"r{next(self._ids)}", request, resident, stream, self._eos, on_token)
             if resident is not None:
                 resident.users += 1
             self._runs[run.id] = run
@@ -264,22 +273,25 @@ class Engine:
         return 0 if run is None else untouched(run.request)
 
     def on_step(self, step: Step) -> None:
-        """Adds a step to the runs whose token was delivered; answers those that a stop string ended."""
+        """Adds a step to the runs whose token was delivered, and tells who watches; answers those that a stop string ended."""
         for part in step.delivered:
             run = self._runs.get(part.request_id)
             if run is None or run.answered:
                 continue
-            run.take(part, step)
-            if self._stopped(run):
+            try:
+                run.take(part, step)
+            except Exception as error:  # noqa: BLE001, a watcher's or a tokenizer's fault must not take the others along
+                self._cancelled.append(run)
+                self._resolve(
+                    run,
+                    EngineFailed(
+                        f"engine: a token could not be delivered ({type(error).__name__}: {error}); send it again"
+                    ),
+                )
+                continue
+            if run.stopped:
                 self._cancelled.append(run)  # leaves the batch before the next one; its answer is complete
-                self._answer(run, None)
-
-    def _stopped(self, run: Run) -> bool:
-        """Whether a stop string has ended the run. Where that cannot be told, its answer will say so."""
-        try:
-            return run.continuation.until_stop(run.tokens) is not None
-        except Exception:  # noqa: BLE001
-            return True
+                self._answer(run, "stop_sequence")
 
     def on_finished(self, request_id: str) -> None:
         """The library is done with a request: its slot is free and its answer goes out."""
@@ -304,12 +316,14 @@ class Engine:
 
     # ------------------------------------------------------------------------------------- answering
 
-    def _answer(self, run: Run, reason: FinishReason | None) -> None:
-        """Answers a run with what it has; None: a stop string ended it. One answer that fails must not take the others along."""
+    def _answer(self, run: Run, reason: FinishReason) -> None:
+        """Answers a run with what it has. One answer that fails must not take the others along."""
         try:
-            stopped = run.continuation.until_stop(run.tokens) if reason is None else None
-            text = run.continuation.text(run.tokens) if stopped is None else stopped
-            answer: Generation | MeraError = run.result(reason or "stop_sequence", text)
+            stream, request = run.stream, run.request
+            text = continuation(self.loaded.tokenizer, request.prompt, run.tokens) if stream is None else stream.text
+            # A stop string can end in a character that only the end of the answer completes.
+            stopped = stream is not None and stream.stopped
+            answer: Generation | MeraError = run.result("stop_sequence" if stopped else reason, text)
         except Exception as error:  # noqa: BLE001
             answer = EngineFailed(
                 f"engine: the answer could not be made ({type(error).__name__}: {error}); send it again"

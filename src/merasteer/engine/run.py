@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from merasteer.engine.batching import Delivered, Step
 from merasteer.engine.steer import CLASSES, COUNTS
 from merasteer.engine.tables import movable_layers, moves
-from merasteer.engine.text import Continuation
+from merasteer.engine.text import TextStream
 from merasteer.types import (
     Answer,
     FinishReason,
+    GeneratedToken,
     Generation,
     GenerationRequest,
     HookPoint,
@@ -47,8 +49,9 @@ class Run:
     id: str
     request: GenerationRequest
     resident: Resident | None
-    continuation: Continuation
+    stream: TextStream | None  # where its text is needed before its end
     eos: frozenset[int]
+    on_token: Callable[[GeneratedToken], None] | None = None
     future: Future[Generation] = field(default_factory=Future)
     slot: int = 0
     state: Any = None  # the library's request state; another object after an eviction
@@ -78,6 +81,8 @@ class Run:
         first = not self.tokens
         self.tokens.append(part.token)
         self.times.append(time.perf_counter())
+        if self.stream is not None:
+            self.stream.push(part.token)
         read = step.report[part.read].tolist()
         label = self._label_of(part.token)
         # `last` commits at the first new token. `exact` commits at the first token that is a variant; until then the last
@@ -88,6 +93,26 @@ class Run:
             self.logprobs.append(read[COUNTS + 2])
         if self.request.trace and step.trace is not None:
             self.trace.append(_trace(step.trace[part.read]))
+        if self.on_token is not None:
+            self.on_token(self._token(part.token, read, steered=row[2] > 0))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended it."""
+        return bool(self.request.stop) and self.stream is not None and self.stream.stopped
+
+    def _token(self, token: int, read: list[float], *, steered: bool) -> GeneratedToken:
+        before, after = self._read_errors((read[COUNTS], read[COUNTS + 1])) or (None, None)
+        return GeneratedToken(
+            index=len(self.tokens) - 1,
+            id=token,
+            logprob=self.logprobs[-1] if self.request.logprobs else None,
+            before=before,
+            after=after,
+            steered=steered,
+            trace=self.trace[-1] if self.request.trace and self.trace else None,
+            last=self.stopped or token in self.eos or len(self.tokens) >= self.request.max_new_tokens,
+        )
 
     def _commit(self, read: list[float], row: int, label: int | None, step: Step) -> None:
         self.reading, self.label = (read[COUNTS], read[COUNTS + 1]), label
@@ -123,12 +148,19 @@ class Run:
             token_times=tuple(self.times),
         )
 
-    def _predicted_error(self) -> PredictedError | None:
-        if self.resident is None or self.reading is None:
+    def _read_errors(self, reading: tuple[float, float] | None) -> tuple[float, float] | None:
+        """σ(z) before and after of a reading; None where no readout reads."""
+        if self.resident is None or reading is None:
             return None
-        before, after = (1 / (1 + math.exp(-z)) if z > -700 else 0.0 for z in self.reading)
+        before, after = (1 / (1 + math.exp(-z)) if z > -700 else 0.0 for z in reading)
+        return before, after
+
+    def _predicted_error(self) -> PredictedError | None:
+        errors = self._read_errors(self.reading)
+        if self.resident is None or errors is None:
+            return None
         position = "answer" if self.label is not None else "last_prompt"
-        return PredictedError(before, after, self.resident.vectors.report_layer, position)  # type: ignore[arg-type]
+        return PredictedError(*errors, self.resident.vectors.report_layer, position)  # type: ignore[arg-type]
 
     def _steering(self) -> SteeringCounts:
         policy = self.request.policy

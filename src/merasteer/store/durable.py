@@ -1,7 +1,11 @@
-"""Files that survive a crash: written, fsynced, and only then renamed from a temporary folder of the store into place."""
+"""Files that survive a crash: written, fsynced, and only then renamed from a temporary folder of the store into place.
+
+Whoever publishes shares the store with other publishers; whoever removes artifacts has it alone (`lock`).
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -13,10 +17,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["sweep", "sync", "temporary", "write"]
+__all__ = ["abandoned", "lock", "sweep", "sync", "temporary", "write"]
 
 STALE = 3600.0  # seconds after which a temporary folder is nobody's
 NAME = re.compile(r"\.publish-([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{8}")  # host, process id
+
+
+@contextmanager
+def lock(store: Path, *, alone: bool) -> Iterator[None]:
+    """Holds the store (a folder that is there), shared or alone; waits for whoever holds it otherwise.
+
+    The lock is on the folder itself and goes with the process, however that ends. Where the file system has no locks,
+    sharing succeeds all the same, and having it alone is an OSError.
+    """
+    handle = os.open(store, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        except OSError:
+            if alone:
+                raise
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -31,8 +54,14 @@ def temporary(store: Path) -> Iterator[Path]:
 
 
 def sweep(store: Path) -> None:
-    """Remove what earlier crashes left: temporary folders of this host's dead processes, and any older than an hour."""
-    for path in store.glob(".publish-*"):
+    """Remove what earlier crashes left."""
+    for path in abandoned(store):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def abandoned(store: Path) -> Iterator[Path]:
+    """Temporary folders that are nobody's: of this host's dead processes, and any older than an hour."""
+    for path in sorted(store.glob(".publish-*")):
         if not (match := NAME.fullmatch(path.name)):
             continue
         try:
@@ -40,7 +69,7 @@ def sweep(store: Path) -> None:
         except FileNotFoundError:
             continue
         if stale or (match[1] == _host() and not _alive(int(match[2]))):
-            shutil.rmtree(path, ignore_errors=True)
+            yield path
 
 
 def _host() -> str:

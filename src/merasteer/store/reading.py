@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from merasteer.errors import BadArtifact
-from merasteer.store import certificate, manifest, tensors
+from merasteer.store import certificate, manifest, migrations, tensors
 from merasteer.store.documents import parse
 from merasteer.store.fields import one_line
 from merasteer.store.identity import ModelIdentity, require_same
 from merasteer.store.schema import FILES
 from merasteer.types import Artifact
 
-__all__ = ["build", "load"]
+__all__ = ["LIMITS", "build", "contents", "load", "unpack"]
 
 LIMITS = {
     "manifest.json": 2**26,
@@ -27,28 +28,42 @@ LIMITS = {
 
 def load(folder: Path, model: ModelIdentity | None = None) -> Artifact:
     """The artifact in `folder`, made for `model` (None: any). Raises BadArtifact with one line: where, what, remedy."""
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100, the folder's own name counts, not where a link leads
+    folder = _absolute(folder)
+    return unpack(folder.parent.name, folder.name, lambda name: _read(folder, name), model)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of an artifact's three files, not yet verified. Raises BadArtifact for what cannot be read."""
+    return {name: _read(_absolute(folder), name) for name in LIMITS}
+
+
+def unpack(task: str, name: str, read: Callable[[str], bytes], model: ModelIdentity | None = None) -> Artifact:
+    """The artifact filed as <task>/<name>, `read` giving its files: verified as written, then brought to this schema.
+
+    Its digest stays the one it was written with. Raises BadArtifact as `load` does.
+    """
     try:
-        return _load(folder, model)
-    except BadArtifact as error:
-        where = f"{folder.parent.name}/{folder.name}"  # no absolute path: reasons are shown over HTTP
-        raise BadArtifact(one_line(f"{where}: {error}")) from error
+        return _unpack(name, read, model)
+    except BadArtifact as error:  # no absolute path: reasons are shown over HTTP
+        raise BadArtifact(one_line(f"{task}/{name}: {error}")) from error
 
 
-def _load(folder: Path, model: ModelIdentity | None) -> Artifact:
-    found = _json(folder, "manifest.json", manifest.validate)
-    digest = manifest.digest_of(found)
+def _unpack(folder: str, read: Callable[[str], bytes], model: ModelIdentity | None) -> Artifact:
+    written = _named("manifest.json", parse, read("manifest.json"))
+    version = _named("manifest.json", migrations.version_of, written)
+    found = _named("manifest.json", manifest.validate, migrations.migrate("manifest", written, version))
+    digest = manifest.digest_of(written)
     if found["digest"] != digest:
         raise BadArtifact(
             "manifest.json: digest: does not match the content, the file was edited; restore it or publish again"
         )
-    if folder.name != digest[: manifest.SHORT]:
+    if folder != digest[: manifest.SHORT]:
         raise BadArtifact(
             f"manifest.json: digest: belongs in a folder named {digest[: manifest.SHORT]}; rename the folder back"
         )
     if model is not None:
         _named("manifest.json", require_same, found["model"], model)
-    content = {name: _read(folder, name) for name in FILES}
+    content = {name: read(name) for name in FILES}
     for name, data in content.items():
         if hashlib.sha256(data).hexdigest() != found["files"][name]:
             raise BadArtifact(
@@ -56,7 +71,11 @@ def _load(folder: Path, model: ModelIdentity | None) -> Artifact:
             )
     calibration = _named("calibration.json", parse, content["calibration.json"])
     probe = _named("probe.safetensors", tensors.decode, content["probe.safetensors"])
-    return build(found, calibration, probe)
+    return build(
+        found,
+        migrations.migrate("calibration", calibration, version),
+        migrations.migrate("tensors", probe, version),
+    )
 
 
 def build(found: Any, calibration: Any, probe: dict[str, Any]) -> Artifact:
@@ -68,8 +87,8 @@ def build(found: Any, calibration: Any, probe: dict[str, Any]) -> Artifact:
     return Artifact(manifest=found, calibration=calibration, **probe)
 
 
-def _json(folder: Path, name: str, validate: Any) -> Any:
-    return _named(name, validate, _named(name, parse, _read(folder, name)))
+def _absolute(folder: Path) -> Path:
+    return Path(os.path.abspath(folder))  # noqa: PTH100, the folder's own name counts, not where a link leads
 
 
 def _named(name: str, function: Any, *arguments: Any) -> Any:
