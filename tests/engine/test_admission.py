@@ -113,7 +113,7 @@ def test_a_dying_loop_answers_everyone_and_turns_the_engine_off(llama, prompts):
     engine.start()
     try:
 
-        def explode(states):
+        def explode(states, **rest):
             raise RuntimeError("injected")
 
         futures = [engine.submit(GenerationRequest(prompt, 50)) for prompt in prompts[:6]]
@@ -166,13 +166,13 @@ def test_an_evicted_request_runs_on_when_the_others_are_cancelled_or_stopped(lla
         evicted = []
         on_batch = engine.on_batch
 
-        def watch(states):
+        def watch(states, **rest):
             evicted.extend(state.request_id for state in states if state._true_initial_tokens)
             blocked = engine._manager.batch_processor.scheduler.block_new_requests
             if blocked:
                 for future in others:
                     future.cancel()
-            return on_batch(states)
+            return on_batch(states, **rest)
 
         engine.on_batch = watch
         with engine.held():

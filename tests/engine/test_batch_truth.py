@@ -113,9 +113,9 @@ def test_eviction_recomputes_and_counts_each_position_once(serve, requests, alon
     def watch(engine):
         on_batch = engine.on_batch
 
-        def counting(states):
+        def counting(states, **rest):
             restarts.extend(state.request_id for state in states if state._true_initial_tokens)
-            return on_batch(states)
+            return on_batch(states, **rest)
 
         engine.on_batch = counting
 

@@ -204,11 +204,11 @@ def test_eviction_under_sharing(engine, alone, settled, prompts):
     with engine(EngineConfig(max_requests=16, cache_tokens=160, page_size=8)) as running:
         on_batch = running.on_batch
 
-        def watch(states: Sequence[Any]) -> list[int]:
+        def watch(states: Sequence[Any], **rest: Any) -> list[int]:
             restarts.update(
                 state.request_id for state in states if len(state.initial_tokens) > state._true_initial_tokens > 0
             )
-            return on_batch(states)
+            return on_batch(states, **rest)
 
         running.on_batch = watch
         with computed(running) as passes:
@@ -245,9 +245,9 @@ def test_a_request_cancelled_behind_its_batch_offers_nothing(engine, alone, sett
         update, states = processor.update_batch, []
         on_batch = running.on_batch
 
-        def watch(batch: Sequence[Any]) -> list[int]:
+        def watch(batch: Sequence[Any], **rest: Any) -> list[int]:
             states.extend(batch)
-            return on_batch(batch)
+            return on_batch(batch, **rest)
 
         def late() -> None:
             """The next batch is prepared, as far as cancellations go, before this one is applied."""

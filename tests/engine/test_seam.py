@@ -9,7 +9,7 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 
 from merasteer.engine import Engine, EngineConfig, wrap_model
 from merasteer.engine.batching import check_seams
-from merasteer.engine.steer import COUNTS, Facts, Steering
+from merasteer.engine.steer import COUNTS, Facts, Moves, Steering
 from merasteer.engine.tables import NEVER, SlotTable
 from merasteer.errors import InvalidInput, SeamMissing, UnsupportedModel
 from merasteer.types import GenerationRequest, Policy
@@ -50,16 +50,49 @@ def test_padding_tokens_belong_to_slot_zero():
     assert int(table.start[0]) == NEVER
 
 
-def test_counts_go_to_their_own_request_and_padding_to_none(llama):
+def test_counts_go_to_their_own_request_and_padding_to_none(llama, make_vectors):
     steering = Steering(llama.model, llama.layers, llama.width, EngineConfig(max_requests=4))
+    table = steering.tables["residual"]
+    row = table.add(make_vectors(0, "residual"))
     steering.slots.start[1:4] = torch.tensor([7, 2, 0])
-    steering._facts = facts(steering.slots)
-    steering._facts.cells = torch.tensor([9.0, 9, 1, 0, 2, 1, 9, 9, 9])
-    steering._facts.shift_sum = torch.ones(9)
-    steering._facts.shift_max = torch.tensor([8.0, 8, 3, 0, 2, 1, 8, 8, 8])
+    steering._facts = seen = facts(steering.slots)
+    moves = seen.moves["residual"] = Moves(seen, table, table.rows((row,)), strength=False)
+    moves.rows.norm.fill_(1.0)
+    moves.size.fill_(1.0)
+    moves.z.zero_()
+    moves.amount.zero_()
+    padding_and_others = 7.0
+    for token, amounts in {
+        0: [padding_and_others],
+        2: [-3.0],
+        4: [-2.0, -1.0],
+        5: [0.0, -1.0],
+        7: [padding_and_others] * 4,
+    }.items():
+        moves.amount[: len(amounts), token, 0] = torch.tensor(amounts)
     steering.finish(torch.randn(4, llama.vocab))
-    assert steering.report[:, :COUNTS].tolist() == [[1, 1, 1, 1, 3], [1, 0, 0, 1, 0], [2, 2, 3, 2, 2], [0, 0, 0, 0, 0]]
-    assert steering.slots.counted.tolist() == [0, 8, 3, 6, 0]
+    assert steering.report[:, :COUNTS].tolist() == [[1, 1, 1, 3, 3], [1, 0, 0, 0, 0], [2, 2, 3, 4, 2], [0, 0, 0, 0, 0]]
+
+
+def test_hooks_follow_what_is_resident(llama, make_vectors):
+    steering = Steering(llama.model, llama.layers, llama.width, EngineConfig())
+
+    def hooked():
+        return sum(len(module._forward_hooks) for module in llama.model.modules())
+
+    with steering.attached():
+        assert hooked() == 0
+        row = steering.tables["residual"].add(make_vectors(0, "residual", idle=(1, 3)))
+        assert steering.rehook()
+        assert (hooked(), {layer for _, layer in steering._hooks}) == (2, {0, 2})
+        assert not steering.rehook()
+        other = steering.tables["residual"].add(make_vectors(1, "residual", idle=(0,)))
+        assert steering.rehook()
+        assert hooked() == 4
+        for gone in (row, other):
+            steering.tables["residual"].remove(gone)
+        assert steering.rehook()
+        assert hooked() == 0
 
 
 def test_a_step_without_its_pre_hook_is_an_error(llama):
@@ -78,7 +111,7 @@ def test_hooks_are_gone_after_any_error(llama):
 def test_an_unknown_request_stops_the_loop_rather_than_going_unsteered(llama):
     engine = Engine(llama)
     with pytest.raises(KeyError):
-        engine.on_batch([type("State", (), {"request_id": "stranger"})()])
+        engine.on_batch([type("State", (), {"request_id": "stranger"})()], decoding=True)
 
 
 def test_unknown_architectures_are_refused():

@@ -30,26 +30,36 @@ def applies(model: Any) -> bool:
 class _Plan:
     """How one forward pass is cut up; made once and used by all its layers.
 
-    prompts: (query start, query end, key start, key end) of requests with several query tokens. decode: query index (R,), key index
-    (R, K) and additive mask (R, 1, 1, K) of those with one.
+    Places are rows of what holds the keys: the cache's pages, or the new tokens themselves where no request reads from the cache.
+    prompts: (query start, query end, places (K,) or a slice) of requests with several query tokens. decode: those with one, grouped by
+    the power of two that their number of keys reaches, so that none is padded to more than twice its own: query index (R,), places
+    (R, K) and additive mask (R, 1, 1, K).
     """
 
-    def __init__(self, ends_q: torch.Tensor, ends_k: torch.Tensor, dtype: torch.dtype) -> None:
-        self.key = ends_q
+    def __init__(self, ends_q: torch.Tensor, ends_k: torch.Tensor, read: torch.Tensor, dtype: torch.dtype) -> None:
+        self.key, self.paged = ends_q, read.numel() > 0
         q, k = ends_q.tolist(), ends_k.tolist()
         spans = [(q[i], q[i + 1], k[i], k[i + 1]) for i in range(len(q) - 1) if q[i + 1] > q[i]]
-        self.prompts = [span for span in spans if span[1] - span[0] > 1]
-        single = [span for span in spans if span[1] - span[0] == 1]
-        self.query = torch.tensor([span[0] for span in single], device=ends_q.device)
-        if single:
-            start = torch.tensor([span[2] for span in single], device=ends_q.device)
-            length = torch.tensor([span[3] - span[2] for span in single], device=ends_q.device)
-            offset = torch.arange(int(max(span[3] - span[2] for span in single)), device=ends_q.device)[None]
-            inside = offset < length[:, None]
-            self.keys = start[:, None] + torch.where(inside, offset, 0)
-            self.mask = torch.zeros(inside.shape, dtype=dtype, device=ends_q.device).masked_fill(
-                ~inside, float("-inf")
-            )[:, None, None]
+        self.covered = sum(span[1] - span[0] for span in spans)
+        self.prompts = [
+            (q0, q1, read[k0:k1] if self.paged else slice(k0, k1)) for q0, q1, k0, k1 in spans if q1 - q0 > 1
+        ]
+        groups: dict[int, list[tuple[int, int, int, int]]] = {}
+        for span in spans:
+            if span[1] - span[0] == 1:
+                groups.setdefault((span[3] - span[2] - 1).bit_length(), []).append(span)
+        padded = [_padded(group, dtype, ends_q.device) for group in groups.values()]
+        self.decode = [(query, read[at] if self.paged else at, mask) for query, at, mask in padded]
+
+
+def _padded(
+    spans: list[tuple[int, int, int, int]], dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, _, start, end = torch.tensor(spans, device=device).T
+    offset = torch.arange(max(span[3] - span[2] for span in spans), device=device)[None]
+    inside = offset < (end - start)[:, None]
+    mask = torch.zeros(inside.shape, dtype=dtype, device=device).masked_fill(~inside, float("-inf"))
+    return query, start[:, None] + torch.where(inside, offset, 0), mask[:, None, None]
 
 
 _last: _Plan | None = None  # the plan of the forward pass in progress: one generation thread, one pass at a time
@@ -65,28 +75,44 @@ def per_request_attention(
     cache: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query (1, heads, T, d), key and value (1, kv heads, T, d) of the new tokens; returns (1, T, heads, d). Writes the paged cache."""
+    """query (1, heads, T, d), key and value (1, kv heads, T, d) of the new tokens; returns (1, T, heads, d). Writes the paged cache.
+
+    Each request's keys and values are read from the pages once, straight into the shape that the product needs.
+    """
     global _last
     if cache is None:
         raise RuntimeError(f"{PER_REQUEST} attends over a paged cache only; use sdpa outside the engine")
-    key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
-    ends = kwargs["cu_seq_lens_q"]
-    plan = _last if _last is not None and _last.key is ends else _Plan(ends, kwargs["cu_seq_lens_k"], query.dtype)
-    _last = plan
-    out = torch.zeros_like(query)
-    gqa = query.shape[1] != key.shape[1]
-    for q0, q1, k0, k1 in plan.prompts:
-        causal = _causal(q1 - q0, k1 - k0, query) if k1 - k0 > q1 - q0 else None  # keys from earlier chunks
-        out[:, :, q0:q1] = scaled_dot_product_attention(
-            query[:, :, q0:q1], key[:, :, k0:k1], value[:, :, k0:k1],
+    allocator, ends = cache.layer_to_allocator[module.layer_idx], kwargs["cu_seq_lens_q"]
+    if _last is None or _last.key is not ends:
+        _last = _Plan(
+            ends, kwargs["cu_seq_lens_k"][allocator.layer_type], kwargs["read_index"][allocator.index], query.dtype
+        )
+    plan, gqa = _last, query.shape[1] != key.shape[1]
+    # The pages are written first: what a request reads there holds its new tokens too.
+    new, pages = tuple(x[0].transpose(0, 1) for x in (key, value)), allocator._kv_token_views[module.layer_idx]
+    for page, states in zip(pages, new, strict=True):
+        page.index_copy_(0, kwargs["write_index"][allocator.index], states)
+    sources = pages if plan.paged else new
+
+    # Padding at the end has no answer; it must be a number all the same.
+    out = (torch.empty_like if plan.covered == query.shape[2] else torch.zeros_like)(query.transpose(1, 2))
+    for q0, q1, at in plan.prompts:
+        keys, values = (source[at].transpose(0, 1)[None] for source in sources)
+        causal = _causal(q1 - q0, keys.shape[2], query) if keys.shape[2] > q1 - q0 else None  # keys from earlier chunks
+        answer = scaled_dot_product_attention(
+            query[:, :, q0:q1], keys, values,
             attn_mask=causal, is_causal=causal is None, scale=scaling, enable_gqa=gqa,
         )  # fmt: skip
-    if len(plan.query):
-        single = query[0, :, plan.query].transpose(0, 1)[:, :, None]  # (R, heads, 1, d)
-        keys, values = (states[0][:, plan.keys].transpose(0, 1) for states in (key, value))  # (R, kv heads, K, d)
-        answer = scaled_dot_product_attention(single, keys, values, attn_mask=plan.mask, scale=scaling, enable_gqa=gqa)
-        out[0, :, plan.query] = answer[:, :, 0].transpose(0, 1)
-    return out.transpose(1, 2).contiguous(), None
+        out[:, q0:q1] = answer.transpose(1, 2)
+    for rows, at, mask in plan.decode:
+        single = query[0].index_select(1, rows).transpose(0, 1)[:, :, None]  # (R, heads, 1, d)
+        keys, values = (
+            source.index_select(0, at.flatten()).view(*at.shape, *source.shape[1:]).transpose(1, 2)
+            for source in sources
+        )  # (R, kv heads, K, d)
+        answer = scaled_dot_product_attention(single, keys, values, attn_mask=mask, scale=scaling, enable_gqa=gqa)
+        out[0].index_copy_(0, rows, answer[:, :, 0])
+    return out, None
 
 
 def _causal(queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:

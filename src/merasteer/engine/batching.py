@@ -35,6 +35,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
 from transformers.generation.continuous_batching.requests import RequestStatus
 from transformers.generation.continuous_batching.utils import (
+    CudaGraphBuffer,
     find_head_dim,
     find_num_key_value_heads,
     stream_context,
@@ -75,8 +76,11 @@ class Sink(Protocol):
 
     def on_prepare(self) -> None: ...
 
-    def on_batch(self, states: Sequence[Any]) -> list[int]:
-        """The slots of the requests of a batch, in order. An unknown request is our own bug and raises."""
+    def on_batch(self, states: Sequence[Any], *, decoding: bool) -> list[int]:
+        """The slots of the requests of a batch, in order; decoding: each has one token and gets another.
+
+        An unknown request is our own bug and raises.
+        """
 
     def untouched(self, request_id: str) -> int:
         """How many of a request's first tokens may be shared with others; 0 if it is unknown."""
@@ -105,7 +109,8 @@ class _Rows(ContinuousBatchingLogitsProcessorList):
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> torch.Tensor:
         super().prepare_tensor_args(requests_in_batch, arg_storage[:-ROWS])
-        slots = self._sink.on_batch([future.state for future in requests_in_batch])
+        decoding = all(future.has_new_token and future.query_length == 1 for future in requests_in_batch)
+        slots = self._sink.on_batch([future.state for future in requests_in_batch], decoding=decoding)
         new = [slot for slot, future in zip(slots, requests_in_batch, strict=True) if future.has_new_token]
         arg_storage[-ROWS:].zero_()  # the library resets only its own rows
         arg_storage[-2, : len(slots)] = torch.tensor(slots, dtype=torch.int32)
@@ -160,6 +165,16 @@ class SteeringManager(ContinuousBatchingManager):
     def wake(self) -> None:
         """Makes an idle loop look for work at once."""
         self._wake_up_loop.set()
+
+    def forget_graphs(self) -> None:
+        """Drops what was captured before the hooks changed; each size is captured again when it comes next."""
+        processor = self.batch_processor
+        if processor is None:
+            return
+        torch.cuda.synchronize(self.model.device)
+        outer = processor.inputs_and_outputs
+        for io in [pair.device_io for pair in getattr(outer, "io_pairs", ())] or [outer]:
+            io.graphs = CudaGraphBuffer()
 
     def cancel_request(self, request_id: str) -> None:
         """Cancels a request that was handed over; called on the generation thread alone.

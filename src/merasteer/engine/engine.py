@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -25,10 +25,10 @@ from merasteer.engine.config import EngineConfig
 from merasteer.engine.loading import LoadedModel
 from merasteer.engine.run import Resident, Run
 from merasteer.engine.steer import Steering, Switches
-from merasteer.engine.tables import movable_layers, resume_position, untouched
+from merasteer.engine.tables import OPEN, movable_layers, resume_position, untouched
 from merasteer.engine.text import TextStream, continuation, encode
 from merasteer.errors import EngineFailed, InvalidInput, MeraError, Overloaded
-from merasteer.types import FinishReason, GeneratedToken, Generation, GenerationRequest, SteeringVectors
+from merasteer.types import FinishReason, GeneratedToken, Generation, GenerationRequest, HookPoint, SteeringVectors
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -57,6 +57,9 @@ class Engine:
         self._lock = threading.Lock()
         self._ids = itertools.count()
         self._held = False
+        self._decoding: list[Run] | None = (
+            None  # the requests of the pass before, where their next tokens are acted on alike
+        )
         self._manager: SteeringManager | None = None
         self._stack = ExitStack()
         self._eos = end_tokens(loaded)
@@ -237,6 +240,8 @@ class Engine:
             self._end(run)
         while self._slots and self._waiting and not self._held:
             self._hand_over(self._waiting.popleft(), manager)
+        if self._steering.rehook() and self.config.cuda_graphs:
+            manager.forget_graphs()
 
     def _hand_over(self, run: Run, manager: SteeringManager) -> None:
         if run.future.cancelled():
@@ -254,7 +259,7 @@ class Engine:
         if accepted is None:
             self._fail(run, EngineFailed("engine: the batch takes no more requests; restart the server"))
 
-    def on_batch(self, states: Sequence[Any]) -> list[int]:
+    def on_batch(self, states: Sequence[Any], *, decoding: bool) -> list[int]:
         """The slots of a batch. A request that the library restarted has another state: its positions count on from before."""
         runs = [self._runs[state.request_id] for state in states]
         for run, state in zip(runs, states, strict=True):
@@ -264,8 +269,18 @@ class Engine:
                 run.started_at = run.started_at or state.lifespan[0]
                 run.state = state
         if not self.config.cuda_graphs:
-            self._steering.switches = _switches(runs)
+            self._switch(runs, decoding)
         return [run.slot for run in runs]
+
+    def _switch(self, runs: list[Run], decoding: bool) -> None:
+        """Turns on what the requests of the next pass need; nothing has to be found out again about the same requests."""
+        if decoding and runs == self._decoding:
+            self._steering.switches = replace(self._steering.switches, steady=True)
+            return
+        self._steering.switches = _switches(runs)
+        # Which tokens a policy acts on may change from token to token unless it acts on all that is generated.
+        steady = decoding and all(run.request.policy is None or run.request.policy.positions in OPEN for run in runs)
+        self._decoding = runs if steady else None
 
     def untouched(self, request_id: str) -> int:
         """Tokens at the beginning of a request that may be shared. None of a request that has ended."""
@@ -365,8 +380,13 @@ class Engine:
 
 def _switches(runs: Sequence[Run]) -> Switches:
     requests = [run.request for run in runs]
+    rows: dict[HookPoint, set[int]] = {}
+    for run in runs:
+        if run.resident is not None:
+            rows.setdefault(run.resident.hook_point, set()).add(run.resident.row)
     return Switches(
-        hook_points=frozenset(run.resident.hook_point for run in runs if run.resident is not None),
+        rows={point: tuple(sorted(used)) for point, used in rows.items()},
+        strength=any(request.policy is not None and request.policy.strength != 0.0 for request in requests),
         sampling=any(not request.sampling.greedy for request in requests),
         classes=any(request.variants is not None for request in requests),
         bias=any(request.label_bias is not None for request in requests),

@@ -1,15 +1,17 @@
 """Steering inside the packed batch: facts of one forward pass, the layer hooks, and what they leave behind.
 
-One forward pass runs T tokens of R requests, packed. A pre-hook on the model maps tokens to requests and slots; a hook at every hook
-point of every layer reads z = w·h + b for the token's own policy and moves h; the logits list finishes the step. Everything is
-branch-free with static shapes, so it can sit inside a captured graph; `Switches` leaves parts out that no request of a batch needs.
+One forward pass runs T tokens of R requests, packed. A pre-hook on the model maps tokens to requests and slots; a hook at every layer
+that a resident policy acts on reads z = w·h + b for all P rows of vectors in use and moves h along the token's own; the logits list
+finishes the step. It is branch-free with static shapes, so it can sit inside a captured graph. What the host knows beforehand leaves
+parts out: `Switches` says what the requests of a batch need, and a layer that no resident policy reads has no hook at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,9 +20,9 @@ from torch import nn
 from merasteer.engine.config import MAX_LABELS, EngineConfig
 from merasteer.engine.layers import decoder_layers, family_of, site
 from merasteer.engine.sampling import choose
-from merasteer.engine.tables import SlotTable, VectorTable
+from merasteer.engine.tables import Rows, SlotTable, VectorTable
 from merasteer.method.steering import coefficient
-from merasteer.types import HOOK_POINTS, HookPoint
+from merasteer.types import HookPoint
 
 __all__ = ["CLASSES", "COUNTS", "READS", "Steering", "Switches"]
 
@@ -32,9 +34,15 @@ CLASSES = slice(COUNTS + READS, COUNTS + READS + MAX_LABELS)  # logit of each cl
 
 @dataclass(frozen=True)
 class Switches:
-    """Which parts of a step some request of the batch needs. With captured graphs all are on: a graph cannot change."""
+    """Which parts of a step some request of the batch needs. With captured graphs all are on: a graph cannot change.
 
-    hook_points: frozenset[HookPoint] = frozenset(HOOK_POINTS)
+    rows: the rows of vectors in the batch at each hook point; a hook point that is missing is left alone, None stands for all in use.
+    steady: the requests are those of the pass before, each then and now with one token, and their policies act on all that follows.
+    """
+
+    rows: Mapping[HookPoint, tuple[int, ...]] | None = field(default=None, hash=False)
+    steady: bool = False
+    strength: bool = True
     sampling: bool = True
     classes: bool = True
     bias: bool = True
@@ -43,25 +51,125 @@ class Switches:
 
 
 class Facts:
-    """What one forward pass knows of its tokens. Shapes (T,) but for `last`, `slots` and `slots_new` (R,)."""
+    """What one forward pass knows of its tokens. Shapes (T,) but for `last` and `slots_new` (R,). Made where they are first needed."""
 
     def __init__(self, kwargs: dict[str, Any], table: SlotTable) -> None:
-        rows = kwargs["logits_processor_args"]
-        self.slots, self.slots_new = rows[-2].long(), rows[-1].long()
-        self.last = kwargs["logits_indices"].long()  # the token whose logits choose, per request with a new token
-        self.position = kwargs["position_ids"][0]
-        ends = kwargs["cu_seq_lens_q"][1:].contiguous()
+        self._kwargs, self._table = kwargs, table
+        self.moves: dict[HookPoint, Moves] = {}
+
+    def advance(self, kwargs: dict[str, Any]) -> None:
+        """The next pass over the same requests, each with its next token: all stays as it is but for the positions."""
+        self._kwargs = kwargs
+        self.__dict__.pop("position", None)
+
+    @cached_property
+    def last(self) -> torch.Tensor:
+        """The token whose logits choose, per request with a new token."""
+        return self._kwargs["logits_indices"].long()  # type: ignore[no-any-return]
+
+    @cached_property
+    def slots_new(self) -> torch.Tensor:
+        """The slots of the requests with a new token."""
+        return self._kwargs["logits_processor_args"][-1].long()  # type: ignore[no-any-return]
+
+    @cached_property
+    def position(self) -> torch.Tensor:
+        return self._kwargs["position_ids"][0].long()  # type: ignore[no-any-return]
+
+    @cached_property
+    def request(self) -> torch.Tensor:
+        """The token's request in batch order; tokens at or beyond the last end are padding and get request R."""
+        ends = self._kwargs["cu_seq_lens_q"][1:].contiguous()
         tokens = torch.arange(self.position.shape[0], dtype=ends.dtype, device=ends.device)
-        # Tokens at or beyond the last end are padding: they get request R, whose slot is 0.
-        self.request = torch.searchsorted(ends, tokens, right=True)
-        self.slot = torch.cat([self.slots, self.slots.new_zeros(1)])[self.request]
-        inside = (self.position >= table.start[self.slot]) & (self.position < table.stop[self.slot])
-        eligible = inside | table.listed[self.slot, self.position.long()]
-        self.eligible = eligible.float()
-        self.counted = (eligible & (self.position >= table.counted[self.slot])).float()  # a position counts once
-        zeros = torch.zeros_like(self.eligible)
-        self.cells, self.shift_sum, self.shift_max = zeros.clone(), zeros.clone(), zeros.clone()
-        self.z_before, self.z_after = zeros.clone(), zeros.clone()
+        return torch.searchsorted(ends, tokens, right=True)
+
+    @cached_property
+    def slot(self) -> torch.Tensor:
+        """The slot of the token's request; 0 for padding."""
+        return torch.nn.functional.pad(self._kwargs["logits_processor_args"][-2].long(), (0, 1))[self.request]
+
+    @cached_property
+    def eligible(self) -> torch.Tensor:
+        """Whether the token's policy may act on it."""
+        table, position, slot = self._table, self.position, self.slot
+        inside = (position >= table.start[slot]) & (position < table.stop[slot])
+        return inside | table.listed[slot, position]
+
+    @cached_property
+    def counted(self) -> torch.Tensor:
+        """1.0 where the token enters the counts. A position counts once, also when its request was evicted and is computed again."""
+        return (self.eligible & (self.position >= self._table.counted[self.slot])).float()
+
+
+class Moves:
+    """One hook point in one forward pass: what its layers are to do, and what they did.
+
+    Over the L active layers of the P rows in use, T tokens: limit (L, T, P) is logit α in the column of the token's own row where the
+    token may be moved and +inf elsewhere, so that one product serves all policies; z, amount (L, T, P) and size = ‖h‖ (L, T) are
+    filled layer by layer; again holds z re-read behind the step at the tokens that choose, (R, P) by layer, at report layers.
+    """
+
+    def __init__(self, facts: Facts, table: VectorTable, rows: Rows, *, strength: bool) -> None:
+        self.rows, self.table = rows, table
+        slot = facts.slot
+        self.own = rows.column[table.policy[slot]]  # (T,)
+        shape = (len(rows.layers), slot.shape[0], rows.count)
+        at = self.own[None, :, None].expand(shape[0], -1, -1)
+
+        def spread(values: torch.Tensor, fill: float) -> torch.Tensor:
+            return torch.full(shape, fill, device=values.device).scatter_(2, at, values[..., None])
+
+        limits = table.logit_alpha[rows.index][:, slot]
+        self.limit = spread(limits.masked_fill(~facts.eligible, float("inf")), float("inf"))
+        self.strength = spread(table.strength[rows.index][:, slot] * facts.eligible, 0.0).unbind() if strength else None
+        self.z, self.amount = torch.empty_like(self.limit), torch.empty_like(self.limit)
+        self.size = torch.empty(shape[:2], device=self.limit.device)
+        self.again: dict[int, torch.Tensor] = {}
+        self._at = at
+        self._by_layer = tuple(
+            zip(self.limit.unbind(), self.z.unbind(), self.amount.unbind(), self.size.unbind(), strict=True)
+        )
+
+    def move(self, layer: int, hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """hidden (1, T, d), each token moved by its own policy at a layer. Two thin products, never a (T, d) gather."""
+        i = self.rows.layers[layer]
+        limit, z, amount, size = self._by_layer[i]
+        weight, bias, step = self.rows.vectors[i]
+        before = hidden[0].float()
+        torch.addmm(bias, before, weight, out=z)
+        coefficient(z, limit, None if self.strength is None else self.strength[i], out=amount)
+        moved = torch.addmm(before, amount, step).to(hidden.dtype)
+        torch.linalg.vector_norm(before, dim=-1, out=size)
+        if layer in self.rows.reports:
+            chosen = moved if last.shape[0] == moved.shape[0] else moved[last]
+            self.again[layer] = torch.addmm(bias, chosen.float(), weight)
+        return moved[None]
+
+    def shifts(self) -> torch.Tensor:
+        """‖v‖/‖h‖ (L, T)."""
+        lengths = (self.amount.abs() @ self.rows.norm[:, :, None])[..., 0]
+        return lengths / self.size.clamp_min(1e-30)
+
+    def reads(self, facts: Facts) -> tuple[torch.Tensor, torch.Tensor]:
+        """z (R,) before and behind the step at each request's report layer, at the token that chooses; 0 where it has none."""
+        rows, last = self.rows, facts.last
+        own, report = self.own[last][:, None], self.table.report[facts.slot[last]]
+        before = after = torch.zeros(last.shape[0], device=own.device)
+        for layer, again in self.again.items():
+            here = report == layer
+            before = torch.where(here, self.z[rows.layers[layer]][last].gather(1, own)[:, 0], before)
+            after = torch.where(here, again.gather(1, own)[:, 0], after)
+        return before, after
+
+    def trace(self, facts: Facts, shifts: torch.Tensor, out: torch.Tensor) -> None:
+        """Writes z before, z after and the shift at the tokens that choose to out (R, all layers, 3), for this hook point's requests."""
+        last, index = facts.last, self.rows.index
+        at = self._at[:, last]
+        z, amount = self.z[:, last].gather(2, at)[..., 0], self.amount[:, last].gather(2, at)[..., 0]
+        after = z + amount * self.rows.along[:, self.own[last]]
+        mine = (self.table.report[facts.slot[last]] >= 0)[:, None, None]
+        new = torch.stack([z, after, shifts[:, last]], dim=-1).transpose(0, 1)
+        out[: last.shape[0], index] = torch.where(mine, new, out[: last.shape[0], index])
 
 
 class Steering:
@@ -81,107 +189,93 @@ class Steering:
             point: torch.zeros(config.max_requests, layers, width, device=device) for point in config.capture
         }
         self._facts: Facts | None = None
-        self._policy: dict[HookPoint, torch.Tensor] = {}
+        self._hooks: dict[tuple[HookPoint, int], Any] = {}
+        self._hooked: tuple[int, ...] = ()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """The hooks sit in the model inside this context and are gone after it, whatever happens."""
-        with ExitStack() as stack:
-            stack.callback(setattr, self, "_facts", None)
-            stack.callback(self.model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
-            for point, table in self.tables.items():
-                where = site(self.model, point)
-                for index, block in enumerate(decoder_layers(self.model)):
-                    module = block.get_submodule(where.module) if where.module else block
-                    act = self._hook(point, table, index)
-                    handle = (
-                        module.register_forward_pre_hook(_on_input(act))
-                        if where.side == "input"
-                        else module.register_forward_hook(_on_output(act))
-                    )
-                    stack.callback(handle.remove)
+        begin = self.model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        try:
+            self.rehook()
             yield
+        finally:
+            begin.remove()
+            while self._hooks:
+                self._hooks.popitem()[1].remove()
+            self._hooked, self._facts = (), None
+
+    def rehook(self) -> bool:
+        """Puts a hook on every layer that is captured or that a resident policy reads, and on no other; whether anything changed.
+
+        Between two forward passes only. Raises what attaching raises; the model is then as `attached` leaves it.
+        """
+        versions = tuple(table.version for table in self.tables.values())
+        if versions == self._hooked:
+            return False
+        wanted = {
+            (point, layer)
+            for point, table in self.tables.items()
+            for layer in (range(self.layers) if point in self.captured else table.active)
+        }
+        for key in self._hooks.keys() - wanted:
+            self._hooks.pop(key).remove()
+        blocks = decoder_layers(self.model)
+        for point, layer in sorted(wanted - self._hooks.keys()):
+            where = site(self.model, point)
+            module = blocks[layer].get_submodule(where.module) if where.module else blocks[layer]
+            act = self._hook(point, layer)
+            self._hooks[point, layer] = (
+                module.register_forward_pre_hook(_on_input(act))
+                if where.side == "input"
+                else module.register_forward_hook(_on_output(act))
+            )
+        self._hooked = versions
+        return True
 
     def _begin(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        self._facts = (
-            Facts(kwargs, self.slots) if "logits_processor_args" in kwargs else None
-        )  # None: not our engine's forward
-        if self._facts is not None:
-            if self.switches.trace:
-                self.trace.zero_()
-            self._policy = {
-                point: self.tables[point].policy[self._facts.slot]
-                for point in self.switches.hook_points
-                if point in self.tables
-            }
+        if "logits_processor_args" not in kwargs:
+            self._facts = None  # not our engine's forward
+        elif self._facts is not None and self.switches.steady:
+            self._facts.advance(kwargs)
+        else:
+            self._facts = facts = Facts(kwargs, self.slots)
+            for point, table in self.tables.items():
+                wanted = table.in_use if self.switches.rows is None else self.switches.rows.get(point, ())
+                if wanted:
+                    facts.moves[point] = Moves(facts, table, table.rows(wanted), strength=self.switches.strength)
 
-    def _hook(self, point: HookPoint, table: VectorTable, layer: int) -> Callable[[torch.Tensor], torch.Tensor | None]:
+    def _hook(self, point: HookPoint, layer: int) -> Callable[[torch.Tensor], torch.Tensor | None]:
         def act(hidden: torch.Tensor) -> torch.Tensor | None:
             facts = self._facts
             if facts is None:
                 return None
             if point in self.captured:
                 self.captured[point][: facts.last.shape[0], layer] = hidden[0, facts.last].float()
-            if point not in self._policy or layer not in table.active:
-                return None
-            return self._steer(hidden, facts, table, layer, self._policy[point])
+            moves = facts.moves.get(point)
+            return None if moves is None or layer not in moves.rows.layers else moves.move(layer, hidden, facts.last)
 
         return act
 
-    def _steer(
-        self, hidden: torch.Tensor, facts: Facts, table: VectorTable, layer: int, policy: torch.Tensor
-    ) -> torch.Tensor:
-        """hidden (1, T, d), moved by each token's own policy. Two thin products with the P vectors in use, never a (T, d) gather."""
-        used = table.weight.shape[1] if self.config.cuda_graphs else table.used
-        weight, step = table.weight[layer, :used], table.step[layer, :used]
-        index = policy[:, None]
-        before = hidden[0].float()
-        z = ((before @ weight.T) + table.bias[layer, :used]).gather(1, index)[:, 0]
-        amount = (
-            coefficient(z, table.logit_alpha[layer][facts.slot], table.strength[layer][facts.slot]) * facts.eligible
-        )
-        amounts = torch.zeros(z.shape[0], used, device=z.device).scatter_(1, index, amount[:, None])
-        moved = (before + amounts @ step).to(hidden.dtype)
-
-        shift = amount.abs() * table.norm[layer][policy] / before.norm(dim=-1).clamp_min(1e-30)
-        facts.cells += (amount != 0).float()
-        facts.shift_sum += shift
-        facts.shift_max = torch.maximum(facts.shift_max, shift)
-        if layer in table.reports or self.config.cuda_graphs:
-            again = ((moved.float() @ weight.T) + table.bias[layer, :used]).gather(1, index)[:, 0]
-            here = table.report[facts.slot] == layer
-            facts.z_before = torch.where(here, z, facts.z_before)
-            facts.z_after = torch.where(here, again, facts.z_after)
-        if self.switches.trace:
-            rows = facts.last
-            mine = (table.report[facts.slot[rows]] >= 0)[:, None]  # other hook points' requests keep their own values
-            after = z + amount * table.along[layer][policy]
-            new = torch.stack([z[rows], after[rows], shift[rows]], dim=-1)
-            block = self.trace[: rows.shape[0], layer]
-            block.copy_(torch.where(mine, new, block))
-        return moved[None]
-
     def finish(self, scores: torch.Tensor) -> torch.Tensor:
-        """Ends a step behind the logits: writes the report, marks positions as counted, applies each request's sampling.
+        """Ends a step behind the logits: writes the report and applies each request's sampling.
 
         scores (R, V) raw float32 logits, rows in the order of the requests that got a new token. Returns the processed scores.
         """
         facts = self._facts
         if facts is None:
             raise RuntimeError("a step was finished that never began: the model's pre-hook did not run")
-        rows, slots = scores.shape[0], facts.slots_new
-        report = self.report[:rows]
-        report[:, :COUNTS] = self._counts(facts, rows)
-        report[:, COUNTS], report[:, COUNTS + 1] = facts.z_before[facts.last], facts.z_after[facts.last]
+        report = self.report[: scores.shape[0]]
+        self._account(facts, report)
         raw, unbiased = scores, None
         if self.switches.bias:
-            unbiased, scores = scores, self._biased(scores, slots, facts.position[facts.last])
+            unbiased, scores = scores, self._biased(scores, facts.slots_new, facts.position[facts.last])
         if self.switches.classes:
-            report[:, CLASSES] = _class_logits(scores, self.slots.variants[slots])
+            report[:, CLASSES] = _class_logits(scores, self.slots.variants[facts.slots_new])
         if self.switches.sampling:
             position = facts.position[facts.last] + 1
-            unbiased = None if unbiased is None else self._sampled(unbiased, slots, position)
-            scores = self._sampled(scores, slots, position)
+            unbiased = None if unbiased is None else self._sampled(unbiased, facts.slots_new, position)
+            scores = self._sampled(scores, facts.slots_new, position)
         if self.switches.logprobs or unbiased is not None:
             chosen = scores.argmax(-1, keepdim=True)
             report[:, COUNTS + 2] = (raw.gather(1, chosen) - raw.logsumexp(-1, keepdim=True))[:, 0]
@@ -189,6 +283,7 @@ class Steering:
                 0.0 if unbiased is None else (unbiased.argmax(-1, keepdim=True) != chosen)[:, 0].float()
             )
             if unbiased is not None:  # the answer is chosen: nothing is biased behind it
+                slots = facts.slots_new
                 answered = (self.slots.variants[slots] == chosen[:, :, None]).flatten(1).any(-1)
                 self.slots.bias.index_put_((slots,), torch.where(answered[:, None], 0.0, self.slots.bias[slots]))
         return scores
@@ -207,17 +302,30 @@ class Steering:
             scores, table.temperature[slots], table.top_k[slots], table.top_p[slots], table.seed[slots], position
         )
 
-    def _counts(self, facts: Facts, rows: int) -> torch.Tensor:
-        """(R, 5) counts in batch order, over positions not counted before; padding falls into a row that is dropped."""
-        counted, cells = facts.counted, facts.cells
-        per_token = torch.stack([counted, counted * (cells > 0), counted * cells, counted * facts.shift_sum], dim=-1)
-        sums = torch.zeros(rows + 1, COUNTS, device=cells.device)
+    def _account(self, facts: Facts, report: torch.Tensor) -> None:
+        """Writes counts (batch order) and reads (order of new tokens) to the report, and the trace."""
+        report[:, : COUNTS + 2] = 0.0
+        if self.switches.trace:
+            self.trace.zero_()
+        if not facts.moves:
+            return
+        cells, total, largest = (torch.zeros_like(facts.counted) for _ in range(3))
+        for moves in facts.moves.values():
+            shift = moves.shifts()
+            cells, total = cells + (moves.amount != 0).sum((0, 2)), total + shift.sum(0)
+            largest = torch.maximum(largest, shift.amax(0))
+            before, after = moves.reads(facts)
+            report[:, COUNTS] += before
+            report[:, COUNTS + 1] += after
+            if self.switches.trace:
+                moves.trace(facts, shift, self.trace)
+        counted = facts.counted
+        per_token = torch.stack([counted, counted * (cells > 0), counted * cells, counted * total], dim=-1)
+        # Padding falls into a row that is dropped.
+        sums = torch.zeros(report.shape[0] + 1, COUNTS, device=counted.device)
         sums[:, :4].index_add_(0, facts.request, per_token)
-        sums[:, 4].scatter_reduce_(0, facts.request, counted * facts.shift_max, "amax")
-        self.slots.counted.scatter_reduce_(
-            0, facts.slot, (facts.position + 1).to(self.slots.counted.dtype) * facts.counted.int(), "amax"
-        )
-        return sums[:rows]
+        sums[:, 4].scatter_reduce_(0, facts.request, counted * largest, "amax")
+        report[:, :COUNTS] = sums[:-1]
 
 
 def _class_logits(scores: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:

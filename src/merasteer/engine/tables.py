@@ -6,15 +6,37 @@ All are allocated once; only the generation thread writes them, in stream order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.errors import InvalidInput
 from merasteer.types import GenerationRequest, Policy, SteeringVectors
 
-__all__ = ["NEVER", "SlotTable", "VectorTable", "moves", "untouched"]
+__all__ = ["NEVER", "OPEN", "Rows", "SlotTable", "VectorTable", "moves", "untouched"]
 
 NEVER = 2**31 - 1  # a position that no token reaches
+OPEN = ("generation", "all")  # positions that take in every generated token
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of a `VectorTable`, side by side for the products of a forward pass. La active layers, P rows, d width.
+
+    layers: active layer -> its place in what follows; index (La,) the layers themselves. column (all rows,): a row's place among these,
+    0 for the others. vectors: per layer weight (d, P), bias (P,), step (P, d). along, norm (La, P). reports: layers that one reports.
+    """
+
+    count: int
+    layers: Mapping[int, int]
+    index: torch.Tensor
+    column: torch.Tensor
+    vectors: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]
+    along: torch.Tensor
+    norm: torch.Tensor
+    reports: frozenset[int]
 
 
 class VectorTable:
@@ -38,8 +60,9 @@ class VectorTable:
         self._free = list(range(rows - 1, 0, -1))
         self._vectors: dict[int, SteeringVectors] = {}
         self.active: frozenset[int] = frozenset()  # layers that some resident readout reads
-        self.reports: frozenset[int] = frozenset()  # layers that some resident policy reports
-        self.used = 1  # rows in use: 0 .. used - 1
+        self.in_use: tuple[int, ...] = ()  # rows of the resident vectors
+        self.version = 0  # counts the changes of what is resident
+        self._rows: tuple[tuple[int, ...], int, Rows] | None = None  # the last answer of `rows`
 
     def add(self, vectors: SteeringVectors) -> int:
         """Makes vectors resident and returns their row. Raises InvalidInput on a wrong shape or a full table."""
@@ -54,7 +77,10 @@ class VectorTable:
             )
         row = self._free.pop()
         self.weight[:, row], self.step[:, row] = vectors.weight.to(self.weight), vectors.step.to(self.step)
-        self.bias[:, row] = vectors.bias.to(self.bias)
+        idle = (
+            vectors.weight.abs().sum(-1) == 0
+        )  # read as 0 whatever its bias, also where another row makes the layer active
+        self.bias[:, row] = vectors.bias.masked_fill(idle, 0.0).to(self.bias)
         self.along[:, row] = (vectors.weight * vectors.step).sum(-1).to(self.along)
         self.norm[:, row] = vectors.step.norm(dim=-1).to(self.norm)
         self._vectors[row] = vectors
@@ -71,10 +97,34 @@ class VectorTable:
         self._refresh()
 
     def _refresh(self) -> None:
-        resident = self._vectors.values()
-        self.active = frozenset(layer for vectors in resident for layer in vectors.active_layers)
-        self.reports = frozenset(vectors.report_layer for vectors in resident)
-        self.used = max(self._vectors, default=0) + 1
+        self.active = frozenset(layer for vectors in self._vectors.values() for layer in vectors.active_layers)
+        self.in_use = tuple(sorted(self._vectors))
+        self.version += 1
+
+    def rows(self, wanted: tuple[int, ...]) -> Rows:
+        """The rows of a batch, made once for as long as they stay the same: most steps follow a step of the same requests."""
+        if self._rows is None or self._rows[:2] != (wanted, self.version):
+            self._rows = (wanted, self.version, self._side_by_side(wanted))
+        return self._rows[2]
+
+    def _side_by_side(self, wanted: tuple[int, ...]) -> Rows:
+        resident = [self._vectors[row] for row in wanted]
+        layers = sorted({layer for vectors in resident for layer in vectors.active_layers})
+        device = self.weight.device
+        index, picked = torch.tensor(layers, dtype=torch.long, device=device), torch.tensor(wanted, device=device)
+        column = torch.zeros(self.weight.shape[1], dtype=torch.long, device=device)
+        column[picked] = torch.arange(len(wanted), device=device)
+        weight, bias, step = (table[index][:, picked] for table in (self.weight, self.bias, self.step))
+        return Rows(
+            count=len(wanted),
+            layers={layer: i for i, layer in enumerate(layers)},
+            index=index,
+            column=column,
+            vectors=tuple((weight[i].T.contiguous(), bias[i], step[i]) for i in range(len(layers))),
+            along=self.along[index][:, picked],
+            norm=self.norm[index][:, picked],
+            reports=frozenset(vectors.report_layer for vectors in resident),
+        )
 
     def assign(self, slot: int, row: int, policy: Policy) -> None:
         """Points a slot at a row of vectors, with the request's own α, strength and layers."""
@@ -110,9 +160,10 @@ def movable_layers(vectors: SteeringVectors, policy: Policy) -> list[int]:
 class SlotTable:
     """One row per running request, whatever its policy. Positions are absolute; S slots.
 
-    start, stop: the policy may act on positions start ≤ p < stop, and on those that `listed` (S, context) marks. counted: next
-    position to enter the counts. variants (S, labels, spellings) token ids, -1 where none. bias (S, labels) is added to their logits
-    at positions up to bias_until, and zeroed once a variant is chosen. temperature 0 is greedy; top_k 0 and top_p 1 do nothing.
+    start, stop: the policy may act on positions start ≤ p < stop, and on those that `listed` (S, context) marks. counted: first
+    position to enter the counts, above 0 only after an eviction. variants (S, labels, spellings) token ids, -1 where none. bias
+    (S, labels) is added to their logits at positions up to bias_until, and zeroed once a variant is chosen. temperature 0 is greedy;
+    top_k 0 and top_p 1 do nothing.
     """
 
     def __init__(self, slots: int, device: torch.device, context: int) -> None:

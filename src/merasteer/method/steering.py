@@ -41,13 +41,17 @@ def readout(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | flo
 
 
 def coefficient(
-    z: torch.Tensor, logit_alpha: torch.Tensor | float, strength: torch.Tensor | float = 0.0
+    z: torch.Tensor,
+    logit_alpha: torch.Tensor | float,
+    strength: torch.Tensor | float | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """How far along ũ each activation goes: min(logit(α) − z, 0) − strength. Branch-free.
+    """How far along ũ each activation goes: min(logit(α) − z, 0) − strength. Branch-free; written to `out` where it is given.
 
-    logit_alpha = +inf never steers. strength is the fixed-strength baselines' λ (0 for MERA).
+    logit_alpha = +inf never steers. strength is the fixed-strength baselines' λ (None for MERA).
     """
-    return (logit_alpha - z).clamp(max=0.0) - strength
+    amount = torch.sub(torch.as_tensor(logit_alpha), z, out=out).clamp_(max=0.0)
+    return amount if strength is None else amount.sub_(strength)
 
 
 def move(hidden: torch.Tensor, amount: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
