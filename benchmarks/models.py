@@ -7,21 +7,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from merasteer.engine import LoadedModel, wrap_model
+from merasteer.engine import LoadedModel, load_model, wrap_model
 from merasteer.engine.layers import decoder_layers, site
 from merasteer.types import HookPoint, SteeringVectors
 
 SIZES = {  # hidden, MLP, layers, heads, key-value heads, vocabulary
-    "56M": (512, 1376, 8, 8, 8, 32_000),
     "tiny": (128, 336, 4, 4, 4, 700),
+    "56M": (512, 1376, 8, 8, 8, 32_000),
+    "0.5B": (1024, 2816, 24, 16, 8, 64_000),
+    "1B": (2048, 8192, 16, 32, 8, 64_000),
 }
 
 
-def make_model(size: str) -> LoadedModel:
-    """A Llama of random weights with a tokenizer of numbered words."""
+def make_model(size: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LoadedModel:
+    """A Llama of random weights with a tokenizer of numbered words; any other name is loaded as a model folder or hub id."""
+    if size not in SIZES:
+        return load_model(size, device=device, dtype=str(dtype).removeprefix("torch."))
     hidden, mlp, layers, heads, kv_heads, vocab = SIZES[size]
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -29,7 +33,16 @@ def make_model(size: str) -> LoadedModel:
         num_key_value_heads=kv_heads, max_position_embeddings=2048, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0"))
-    return wrap_model(LlamaForCausalLM(config), PreTrainedTokenizerFast(tokenizer_object=words), f"random-{size}")
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with torch.device(device):
+        model = LlamaForCausalLM(config).to(dtype)
+    return wrap_model(model, PreTrainedTokenizerFast(tokenizer_object=words), f"random-{size}")
+
+
+def random_prompts(loaded: LoadedModel, count: int, length: int, seed: int = 0) -> list[tuple[int, ...]]:
+    """Different prompts of as many tokens each."""
+    generator = torch.Generator().manual_seed(seed)
+    return [tuple(row) for row in torch.randint(1, loaded.vocab, (count, length), generator=generator).tolist()]
 
 
 def make_vectors(loaded: LoadedModel, seed: int, hook_point: HookPoint = "residual") -> SteeringVectors:

@@ -1,4 +1,4 @@
-"""The seam with transformers' continuous batching (5.23): the only file that knows the library's internals.
+"""The seam with transformers' continuous batching (5.23). With attention.py and scheduling.py all that knows the library's internals.
 
 What is added to the library, and where:
   rows      two int32 rows ride in its bulk input tensor: the slot of every request in batch order, and the slots of the requests
@@ -43,6 +43,7 @@ from transformers.generation.continuous_batching.utils import (
 
 from merasteer.engine.attention import PER_REQUEST, applies
 from merasteer.engine.config import EngineConfig
+from merasteer.engine.scheduling import FAIR
 from merasteer.engine.steer import Steering
 from merasteer.errors import SeamMissing
 
@@ -285,6 +286,7 @@ def _batching_config(config: EngineConfig) -> ContinuousBatchingConfig:
         num_blocks=config.cache_tokens // config.page_size,
         max_batch_tokens=config.max_batch_tokens,
         max_requests_per_batch=config.max_requests,
+        scheduler_type=FAIR,
         allow_block_sharing=config.share_prefixes,  # within the bounds of `_share_untouched`
         use_cuda_graph=config.cuda_graphs,
         use_async_batching=config.async_batching,
@@ -348,6 +350,7 @@ _SEAMS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (CacheAllocator, "mark_complete_blocks", ("request_id", "token_ids")),
     (OutputRouter, "deliver_batch", ("outputs",)),
     (scheduler.Scheduler, "finish_request", ("request_id",)),
+    (scheduler.FIFOScheduler, "_process_candidates", ("candidates",)),
     (requests.RequestState, "update_and_check_completion", ("token_id",)),
 )
 
