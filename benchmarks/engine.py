@@ -79,6 +79,10 @@ class Bench:
             )
             for i, prompt in enumerate(prompts)
         ]
+        return self.rate(requests)
+
+    def rate(self, requests: Sequence[GenerationRequest]) -> float:
+        """The same of requests whose policies are resident."""
         self.engine.submit(replace(requests[0], max_new_tokens=2)).result()  # what is made once, the first time
         return timed(lambda: self._answer(requests))
 

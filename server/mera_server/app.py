@@ -6,17 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from mera_server.errors import on_http_exception, on_mera_error
 from mera_server.middleware import BodyLimit, Requests
-from mera_server.routes import generate, ops, store
+from mera_server.routes import classify, generate, openai, ops, store
 from mera_server.runtime import Loader, Runtime
 from mera_server.settings import Settings
 from merasteer.errors import MeraError
@@ -54,7 +55,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.runtime = runtime
-    for module in (generate, store, ops):
+    for module in (generate, classify, openai, store, ops):
         app.include_router(module.router(runtime))
     app.add_exception_handler(MeraError, on_mera_error)
     app.add_exception_handler(HTTPException, on_http_exception)
@@ -72,11 +73,15 @@ def _load(settings: Settings) -> Any:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The description, with the request bodies that the routes parse themselves."""
+    """The description, with the request bodies that the routes parse themselves and the events that they send."""
     if app.openapi_schema is None:
         described = get_openapi(title=app.title, version=app.version, routes=app.routes)
         template = "#/components/schemas/{model}"
-        _, bodies = models_json_schema([(model, "validation") for model in generate.BODIES], ref_template=template)
-        described["components"]["schemas"].update(bodies["$defs"])
+        shapes: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = [
+            *((body, "validation") for module in (generate, classify, openai) for body in module.BODIES),
+            *((reply, "serialization") for module in (generate, openai) for reply in module.REPLIES),
+        ]
+        _, models = models_json_schema(shapes, ref_template=template)
+        described["components"]["schemas"].update(models["$defs"])
         app.openapi_schema = described
     return app.openapi_schema

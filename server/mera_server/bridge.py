@@ -1,37 +1,98 @@
-"""One request through the engine: plan, tokens, generation, answer. A caller who leaves takes the request along."""
+"""Plans through the engine: tokens, generation, report. A caller who leaves takes the requests along.
+
+`complete` waits for whole generations; `mera_server.streaming` gives their tokens as they come. Both take any number of plans for one
+HTTP request, so that several inputs or choices are one batch.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 
 from mera_server.loading import Serving
-from mera_server.replies import GenerateReply
+from mera_server.replies import BriefReply, GenerateReply, MeraReply
 from mera_server.report import brief, generate_reply, mera_object
 from mera_server.resolve import Plan, plan
 from mera_server.runtime import Runtime
 from mera_server.schemas import GenerateBody
-from merasteer.errors import Cancelled, InvalidInput
-from merasteer.types import Generation, GenerationRequest
+from merasteer.errors import Cancelled, InvalidInput, MeraError
+from merasteer.types import GeneratedToken, Generation, GenerationRequest
 
-__all__ = ["answer", "engine_request"]
+__all__ = [
+    "Finished",
+    "Named",
+    "answer",
+    "complete",
+    "disconnected",
+    "encode",
+    "engine_request",
+    "finish",
+    "native",
+    "submit",
+]
 
-_SHORT = 8192  # characters that are tokenized on the event loop; longer prompts go to a thread
+_SHORT = 8192  # characters that are tokenized on the event loop; more go to a thread
+_AT_ONCE = 16  # requests submitted before other callers get a turn
+
+Named = Callable[
+    [int, MeraError], MeraError
+]  # number of the plan, the engine's error -> that error in the body's own names
+Watch = Callable[[int], Callable[[GeneratedToken], None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A plan, its generation, and what is told of it. The metrics have counted it."""
+
+    plan: Plan
+    generation: Generation
+    mera: MeraReply
+
+    @property
+    def shown(self) -> MeraReply | BriefReply:
+        """The `mera` object of the answer, as `details` asks."""
+        return brief(self.mera) if self.plan.brief else self.mera
 
 
 async def answer(runtime: Runtime, body: GenerateBody, request: Request) -> GenerateReply:
     """The answer to `body`. Raises what the plan or the engine raises, and Cancelled when the caller has left."""
     serving = runtime.serving()
-    planned = plan(body, serving.catalog, runtime.limits)
-    prompt = await _encode(serving, planned.prompt)
-    generation = await _until_gone(_submit(serving, engine_request(planned, prompt)), request)
+    [found] = await complete(runtime, [plan(body, serving.catalog, runtime.limits)], request)
+    return generate_reply(found.plan, found.generation, found.shown, serving.engine.decode, serving.special)
+
+
+def native(_choice: int, error: MeraError) -> MeraError:
+    """The engine's error in the names of `GenerateBody`: only a prompt's tokens tell which positions lie beyond it."""
+    return InvalidInput(f"steering.{error}") if str(error).startswith("positions: ") else error
+
+
+async def complete(
+    runtime: Runtime,
+    plans: Sequence[Plan],
+    request: Request,
+    named: Named = native,
+    prompts: Sequence[tuple[int, ...]] | None = None,
+) -> list[Finished]:
+    """All plans as one batch, in order. The first error ends them all; Cancelled when the caller has left.
+
+    prompts: their tokens, where these are not those of the plans' prompts.
+    """
+    serving = runtime.serving()
+    futures = await submit(serving, plans, prompts or await encode(serving, plans), named)
+    generations = await _until_gone(futures, request)
+    return [finish(runtime, serving, *pair) for pair in zip(plans, generations, strict=True)]
+
+
+def finish(runtime: Runtime, serving: Serving, planned: Plan, generation: Generation) -> Finished:
+    """The report of one generation, counted in the metrics. Once for each."""
     mera = mera_object(planned, generation, serving.engine.decode)
     runtime.metrics.generation(generation, mera)
-    shown = brief(mera) if body.details == "none" else mera
-    return generate_reply(planned, generation, shown, serving.engine.decode, serving.special)
+    return Finished(planned, generation, mera)
 
 
 def engine_request(planned: Plan, prompt: tuple[int, ...]) -> GenerationRequest:
@@ -51,37 +112,61 @@ def engine_request(planned: Plan, prompt: tuple[int, ...]) -> GenerationRequest:
     )
 
 
-def _submit(serving: Serving, request: GenerationRequest) -> Future[Generation]:
-    """The engine's future. How long the prompt is, only its tokens tell: positions beyond it are refused by the engine."""
+async def encode(serving: Serving, plans: Sequence[Plan]) -> list[tuple[int, ...]]:
+    """The tokens of each plan's prompt; equal prompts are encoded once."""
+    texts = dict.fromkeys(planned.prompt for planned in plans)
+
+    def tokens() -> dict[str, tuple[int, ...]]:
+        return {text: serving.engine.encode(text) for text in texts}
+
+    found = tokens() if sum(map(len, texts)) <= _SHORT else await asyncio.to_thread(tokens)
+    return [found[planned.prompt] for planned in plans]
+
+
+async def submit(
+    serving: Serving,
+    plans: Sequence[Plan],
+    prompts: Sequence[tuple[int, ...]],
+    named: Named = native,
+    watch: Watch | None = None,
+) -> list[Future[Generation]]:
+    """The engine's futures, all of them or none: where one is refused, the others are cancelled. watch(i) is told of i's tokens."""
+    futures: list[Future[Generation]] = []
     try:
-        return serving.engine.submit(request)
-    except InvalidInput as error:
-        if str(error).startswith("positions: "):
-            raise InvalidInput(f"steering.{error}") from None
+        for choice, (planned, prompt) in enumerate(zip(plans, prompts, strict=True)):
+            if choice and choice % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+            watcher = None if watch is None else watch(choice)
+            futures.append(serving.engine.submit(engine_request(planned, prompt), watcher))
+    except BaseException as error:
+        for future in futures:
+            future.cancel()
+        if isinstance(error, MeraError):
+            raise named(len(futures), error) from None
         raise
+    return futures
 
 
-async def _encode(serving: Serving, text: str) -> tuple[int, ...]:
-    if len(text) <= _SHORT:
-        return serving.engine.encode(text)
-    return await asyncio.to_thread(serving.engine.encode, text)
-
-
-async def _until_gone(future: Future[Generation], request: Request) -> Generation:
-    """The engine's answer. When the caller disconnects first, or this task is cancelled, the future is cancelled."""
-    generation = asyncio.wrap_future(future)
-    gone = asyncio.ensure_future(_disconnected(request))
-    first: list[asyncio.Future[Any]] = [generation, gone]
+async def _until_gone(futures: Sequence[Future[Generation]], request: Request) -> list[Generation]:
+    """The engine's answers. When the caller disconnects first, or this task is cancelled, the futures are cancelled."""
+    waiting = [asyncio.wrap_future(future) for future in futures]
+    gone = asyncio.ensure_future(disconnected(request))
+    found: list[Generation] = []
     try:
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if not generation.done():
-            raise Cancelled("request: the caller left before the answer")
-        return generation.result()
+        for generation in waiting:
+            first: list[asyncio.Future[Any]] = [generation, gone]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if not generation.done():
+                raise Cancelled("request: the caller left before the answer")
+            found.append(generation.result())
+        return found
     finally:
         gone.cancel()
-        generation.cancel()
+        for generation in waiting:
+            generation.cancel()  # one that has failed counts as seen: of a batch one error is told
 
 
-async def _disconnected(request: Request) -> None:
+async def disconnected(request: Request) -> None:
+    """Returns when the caller has left."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

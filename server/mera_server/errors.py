@@ -138,6 +138,9 @@ def _locate(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str
     takes = "a JSON object"
     current: type[BaseModel] | None = model
     for part in location:
+        if isinstance(part, int) and path and current is not None:
+            path[-1] += f"[{part}]"  # a list of objects: which one
+            continue
         if current is None or part not in current.model_fields:
             break
         field = current.model_fields[part]
@@ -148,6 +151,6 @@ def _locate(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds, through `| None`."""
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    """The model that a field holds, through `| None`, or a list of."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType, list) else (annotation,)
     return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)

@@ -13,7 +13,7 @@ from mera_server.vectors import BASELINES, baseline
 from merasteer import demo
 from merasteer.engine import Engine, EngineConfig, LoadedModel, load_model
 from merasteer.errors import InvalidInput, MeraError
-from merasteer.store import Entry, ModelIdentity, default_entry, identify, scan
+from merasteer.store import Entry, ModelIdentity, identify, snapshot
 from merasteer.tasks import builtin_names, load_task, resolve
 from merasteer.types import ServedTask
 
@@ -65,19 +65,15 @@ def _catalog(engine: Engine, loaded: LoadedModel, stores: Sequence[Path]) -> Cat
     identity = identity_of(loaded)
     if not stores[0].is_dir():
         log.warning("store %s is no folder: only the built-in artifacts are served", stores[0])
-    entries = scan(stores, identity)
-    defaults = {id(default_entry(entries, stores, identity.slug, entry.task)) for entry in entries}
+    entries, named = snapshot(stores, identity)
+    defaults = {id(entry) for entry in named.values()}
     probes: dict[str, Probe] = {}
     for entry in sorted(entries, key=lambda entry: id(entry) not in defaults):  # a full table drops no task's default
         probe = _register(engine, loaded, entry)
         if probe is not None:
             probes[probe.digest] = probe
     _register_baselines(engine, entries, probes)
-    latest: dict[str, Probe] = {}
-    for name in {probe.task.name for probe in probes.values()}:
-        chosen = default_entry(entries, stores, identity.slug, name)
-        if chosen is not None and chosen.digest in probes:
-            latest[name] = probes[str(chosen.digest)]
+    latest = {task: probes[str(entry.digest)] for task, entry in named.items() if entry.digest in probes}
     tasks = {**_known_tasks(loaded), **{probe.task.name: probe.task for probe in probes.values()}}
     return Catalog(loaded.layers, tasks, probes, latest, entries)
 

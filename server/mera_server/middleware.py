@@ -10,15 +10,18 @@ import traceback
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mera_server.errors import error_response, foreign
 from mera_server.metrics import Metrics
-from merasteer.errors import Cancelled, TooLarge
+from merasteer.errors import Cancelled, MeraError, TooLarge
 
-__all__ = ["INFERENCE_ROUTES", "BodyLimit", "Requests", "request_id"]
+__all__ = ["INFERENCE_ROUTES", "BodyLimit", "Requests", "failed", "log_failure", "request_id"]
 
-INFERENCE_ROUTES = frozenset({"/generate"})
+INFERENCE_ROUTES = frozenset(
+    {"/", "/generate", "/generate_stream", "/classify", "/v1/completions", "/v1/chat/completions"}
+)
 _ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
 access = logging.getLogger("mera.access")
 failures = logging.getLogger("mera.errors")
@@ -27,6 +30,18 @@ failures = logging.getLogger("mera.errors")
 def request_id(given: str | None) -> str:
     """The caller's X-Request-Id if it is 1 to 128 printable ASCII characters, else a new one."""
     return given if given is not None and _ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def log_failure(scope: Scope, known: MeraError, error: Exception) -> None:
+    """One log line and where it happened. Never the message: it may hold what the caller sent."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    name, given = type(error).__name__, scope["state"]["request_id"]
+    failures.error("request_id=%s code=%s %s\n%s", json.dumps(given), known.code, name, where)
+
+
+def failed(scope: Scope, status: int) -> None:
+    """Counts this request under `status`: its answer had begun with 200 when it failed."""
+    scope["state"]["failed"] = status
 
 
 class Requests:
@@ -46,12 +61,12 @@ class Requests:
         exchange = _Exchange(scope, send, self.metrics)
         try:
             await self.app(scope, receive, exchange.send)
+        except ClientDisconnect:
+            pass  # the caller left before the body was there
         except Exception as error:  # noqa: BLE001 - every request ends in an answer
             known = foreign(error)
             if known.status >= 500:
-                where = "".join(traceback.format_tb(error.__traceback__))  # the message may hold what the caller sent
-                name = type(error).__name__
-                failures.error("request_id=%s code=%s %s\n%s", json.dumps(exchange.id), known.code, name, where)
+                log_failure(scope, known, error)
             if exchange.status is None:
                 await error_response(known)(scope, receive, exchange.send)
         finally:
@@ -73,7 +88,7 @@ class _Exchange:
             self.status = message["status"]
             MutableHeaders(scope=message)["X-Request-Id"] = self.id
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.finish(self.status or 500)
+            self.finish(self.scope["state"].get("failed") or self.status or 500)
         await self._send(message)
 
     def finish(self, status: int) -> None:
@@ -83,9 +98,10 @@ class _Exchange:
         self._finished = True
         seconds = time.perf_counter() - self._start
         path = self.scope["path"]
-        if path in INFERENCE_ROUTES:
+        known = path in INFERENCE_ROUTES
+        if known and (path != "/" or self.scope["method"] == "POST"):  # a browser's GET of / infers nothing
             self.metrics.request(path, status, seconds)
-        route = getattr(self.scope.get("route"), "path", path if path in INFERENCE_ROUTES else "unknown")
+        route = getattr(self.scope.get("route"), "path", path if known else "unknown")
         access.info(
             "request_id=%s method=%s route=%s status=%d ms=%.1f",
             *(json.dumps(self.id), self.scope["method"], route, status, 1000 * seconds),

@@ -11,6 +11,8 @@ from merasteer.types import Decision, FinishReason
 __all__ = [
     "AnswerReply",
     "BriefReply",
+    "ClassifiedReply",
+    "ClassifyReply",
     "CountsReply",
     "DetailsReply",
     "ErrorReply",
@@ -19,10 +21,14 @@ __all__ = [
     "MeraReply",
     "PredictedErrorReply",
     "Reason",
+    "StepReply",
+    "StreamDetailsReply",
+    "StreamReply",
     "TaskReply",
     "TasksReply",
     "TokenReply",
     "TraceReply",
+    "UsageReply",
 ]
 
 Reason = Literal["uncertified", "no_probe", "disabled"]
@@ -54,13 +60,18 @@ class TokenReply(Reply):
     special: bool
 
 
-class DetailsReply(Reply):
-    """How generation went. prefill and tokens are there when `parameters.details` is true."""
+class StreamDetailsReply(Reply):
+    """How generation went."""
 
     finish_reason: FinishReason
     prompt_tokens: int
     generated_tokens: int
     seed: Annotated[int | None, Field(description="the seed that was used; null when greedy")]
+
+
+class DetailsReply(StreamDetailsReply):
+    """How generation went. prefill and tokens are there when `parameters.details` is true."""
+
     prefill: list[TokenReply] | None = None
     tokens: list[TokenReply] | None = None
 
@@ -150,6 +161,69 @@ class GenerateReply(Reply):
         """The body; `prefill` and `tokens` are left out unless they were asked for."""
         unasked: Any = {"details": {"prefill", "tokens"}} if self.details.tokens is None else None
         return self.model_dump_json(exclude=unasked).encode()
+
+
+class ErrorsReply(Reply):
+    """The probe's reading at the report layer at one token."""
+
+    before: float
+    after: float
+
+
+class StepTraceReply(Reply):
+    """Predicted error before and behind the step, and the shift, for each layer."""
+
+    before: list[float]
+    after: list[float]
+    shift: list[float]
+
+
+class StepReply(Reply):
+    """What the step read and did that chose one token."""
+
+    predicted_error: ErrorsReply | None
+    steered: bool
+    trace: StepTraceReply | None
+
+
+class StreamReply(Reply):
+    """One event of a stream: a token. The last one has the whole text, how generation went, and what steering did."""
+
+    index: Annotated[int, Field(description="counted from 1")]
+    token: Annotated[
+        TokenReply, Field(description="its text is what became certain with it; they join to generated_text")
+    ]
+    step: Annotated[StepReply | None, Field(description="null for details none")]
+    generated_text: Annotated[str | None, Field(description="null but in the last event")]
+    details: Annotated[StreamDetailsReply | None, Field(description="null but in the last event")]
+    mera: Annotated[MeraReply | BriefReply | None, Field(description="null but in the last event")]
+
+
+class ClassifiedReply(Reply):
+    """One input of `POST /classify`."""
+
+    label: Annotated[str | None, Field(description="null when no label was generated")]
+    probabilities: dict[str, float]
+    decision: Decision
+    reason: Reason | None
+    predicted_error: PredictedErrorReply | None
+    certified: Annotated[bool, Field(description="whether the task's certificate covers this answer")]
+
+
+class UsageReply(Reply):
+    """Over all inputs."""
+
+    prompt_tokens: int
+    generated_tokens: int
+
+
+class ClassifyReply(Reply):
+    """The answer of `POST /classify`; results in the order of the inputs."""
+
+    task: str
+    probe: str | None
+    results: list[ClassifiedReply]
+    usage: UsageReply
 
 
 class TaskReply(Reply):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict
+from typing import Any
 
 from mera_server.replies import (
     AnswerReply,
@@ -18,9 +19,9 @@ from mera_server.replies import (
     TraceReply,
 )
 from mera_server.resolve import Plan
-from merasteer.types import Decision, Generation
+from merasteer.types import Decision, GeneratedToken, Generation
 
-__all__ = ["brief", "generate_reply", "mera_object"]
+__all__ = ["brief", "details", "generate_reply", "mera_object", "step"]
 
 Decode = Callable[[tuple[int, ...]], str]
 
@@ -56,15 +57,35 @@ def generate_reply(
     return GenerateReply(
         generated_text=plan.prompt + generation.text if plan.full_text else generation.text,
         details=DetailsReply(
-            finish_reason=generation.finish_reason,
-            prompt_tokens=generation.prompt_tokens,
-            generated_tokens=len(generation.tokens),
-            seed=None if plan.sampling.greedy else plan.sampling.seed,
+            **details(plan, generation),
             prefill=[] if plan.tokens else None,
             tokens=_tokens(generation, decode, special) if plan.tokens else None,
         ),
         mera=mera,
     )
+
+
+def details(plan: Plan, generation: Generation) -> dict[str, Any]:
+    """How generation went, without its tokens: a `StreamDetailsReply`."""
+    return {
+        "finish_reason": generation.finish_reason,
+        "prompt_tokens": generation.prompt_tokens,
+        "generated_tokens": len(generation.tokens),
+        "seed": None if plan.sampling.greedy else plan.sampling.seed,
+    }
+
+
+def step(plan: Plan, token: GeneratedToken) -> dict[str, Any] | None:
+    """A `StepReply`: what the step read and did that chose this token. None for `details: none`. Plain values: one for each token."""
+    if plan.brief:
+        return None
+    touched, trace = plan.decision is None, token.trace
+    after = token.after if touched else token.before
+    return {
+        "predicted_error": None if token.before is None else {"before": token.before, "after": after},
+        "steered": token.steered and touched,
+        "trace": None if trace is None else {"before": trace.before, "after": trace.after, "shift": trace.shift},
+    }
 
 
 def _decision(plan: Plan, generation: Generation) -> Decision:

@@ -49,6 +49,7 @@ class Plan:
     """What one request comes to.
 
     decision: fixed beforehand (off, abstained), or None where the moved cells, and the bias if there is one, will decide.
+    tokens: the logprob of every token is wanted. brief: `details` is none.
     label_bias: added where the answer is chosen. overridden: the parts of the artifact's choice that the request replaces.
     why: what keeps the certificate from covering this request, empty when it does.
     """
@@ -59,6 +60,7 @@ class Plan:
     stop: tuple[str, ...] = ()
     tokens: bool = False
     trace: bool = False
+    brief: bool = False
     full_text: bool = False
     method: Method = "none"
     task: ServedTask | None = None
@@ -136,6 +138,7 @@ def _unsteered(body: GenerateBody, task: ServedTask | None, limits: Limits) -> P
         stop=tuple(parameters.stop or ()),
         tokens=bool(parameters.details),
         trace=body.details == "trace",
+        brief=body.details == "none",
         full_text=bool(parameters.return_full_text),
     )
 

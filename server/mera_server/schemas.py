@@ -13,9 +13,20 @@ from pydantic_core import PydanticCustomError
 
 from merasteer.types import Method, NamedPositions
 
-__all__ = ["DEFAULT_MAX_NEW_TOKENS", "GenerateBody", "Parameters", "Steering", "Strict"]
+__all__ = [
+    "DEFAULT_MAX_NEW_TOKENS",
+    "MAX_INPUTS",
+    "ClassifyBody",
+    "GenerateBody",
+    "Override",
+    "Parameters",
+    "Steering",
+    "StreamBody",
+    "Strict",
+]
 
 DEFAULT_MAX_NEW_TOKENS = 16
+MAX_INPUTS = 256
 MAX_STOP_STRINGS = 16
 MAX_STRENGTH = 1e4
 
@@ -84,10 +95,9 @@ class Parameters(Strict):
     stop_sequences: Annotated[list[str] | None, _only([]), Field(description="[] or null; use stop")] = None
 
 
-class Steering(Strict):
-    """How this one request is steered. null means: as the artifact says."""
+class Override(Strict):
+    """How a task is steered. null means: as the artifact says."""
 
-    task: Annotated[str | None, Field(min_length=1, description="the name of a task, see GET /tasks")] = None
     probe: Annotated[
         str | None, Field(pattern="^[0-9a-f]{1,64}$", description="the first hex digits of a digest, see GET /probes")
     ] = None
@@ -113,11 +123,39 @@ class Steering(Strict):
     ] = None
 
 
+class Steering(Override):
+    """How this one request is steered, and for which task."""
+
+    task: Annotated[str | None, Field(min_length=1, description="the name of a task, see GET /tasks")] = None
+
+
 class GenerateBody(Strict):
-    """The body of `POST /generate`."""
+    """The body of `POST /generate` and of `POST /`."""
 
     inputs: Annotated[Inputs, Field(description="a string, or an object with the fields of the task's template")]
     parameters: Annotated[Parameters | None, Field(description="an object of generation parameters")] = None
     steering: Annotated[Steering | None, Field(description='an object such as {"task": "..."}')] = None
     details: Annotated[Literal["none", "summary", "trace"] | None, Field(description="none, summary or trace")] = None
-    stream: Annotated[bool | None, _only(False), Field(description="false or null; streaming is not there yet")] = None
+    stream: Annotated[bool | None, Field(description="true for server-sent events, one for each token")] = None
+
+
+class StreamBody(GenerateBody):
+    """The body of `POST /generate_stream`, which always streams."""
+
+    stream: Annotated[bool | None, _only(True), Field(description="true or null; /generate answers at once")] = None
+
+
+class ClassifyBody(Strict):
+    """The body of `POST /classify`."""
+
+    task: Annotated[str, Field(min_length=1, description="the name of a task, see GET /tasks")]
+    inputs: Annotated[
+        list[Inputs],
+        Field(
+            min_length=1,
+            max_length=MAX_INPUTS,
+            description=f"1 to {MAX_INPUTS} items, each an object with the fields of the task's template, "
+            "or a string where it has only one",
+        ),
+    ]
+    steering: Annotated[Override | None, Field(description='an object such as {"alpha": 0.3}')] = None

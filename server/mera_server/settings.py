@@ -21,7 +21,7 @@ from merasteer.errors import InvalidInput, UnknownField
 __all__ = ["COMMANDS", "PREFIX", "Settings", "read_config"]
 
 PREFIX = "MERA_"
-COMMANDS = ("serve", "run", "collect", "fit", "calibrate", "evaluate", "probes", "tasks", "demo", "bench")
+COMMANDS = ("serve", "run", "collect", "fit", "calibrate", "evaluate", "probes", "tasks", "demo", "bench", "recertify")
 
 Positive = Annotated[int, Field(ge=1)]
 

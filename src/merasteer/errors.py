@@ -12,11 +12,13 @@ MeraError                 500 internal_error     never raised as such; what is l
 │   ├── BadArtifact       422 bad_artifact       an artifact that is incomplete, altered or made for another model
 │   └── UnsupportedModel  422 unsupported_model  an architecture that the engine cannot batch or steer
 ├── NotJson               400 not_json
+├── NoChatTemplate        400 no_chat_template   the model's tokenizer has none, so messages have no prompt
 ├── Unauthorized          401 unauthorized
 ├── Forbidden             403 forbidden
 ├── NotFound              404 not_found
 │   ├── UnknownTask       404 unknown_task
-│   └── UnknownProbe      404 unknown_probe
+│   ├── UnknownProbe      404 unknown_probe
+│   └── UnknownModel      404 unknown_model      another model than the one that is served
 ├── MethodNotAllowed      405 method_not_allowed
 ├── TooLarge              413 too_large
 ├── Overloaded            429 overloaded         the waiting queue is full: try again later
@@ -42,6 +44,7 @@ __all__ = [
     "InvalidInput",
     "MeraError",
     "MethodNotAllowed",
+    "NoChatTemplate",
     "NotFound",
     "NotJson",
     "NotReady",
@@ -51,6 +54,7 @@ __all__ = [
     "TooLarge",
     "Unauthorized",
     "UnknownField",
+    "UnknownModel",
     "UnknownProbe",
     "UnknownTask",
     "Unsupported",
@@ -109,6 +113,10 @@ class NotJson(MeraError):
     code, status = "not_json", 400
 
 
+class NoChatTemplate(MeraError):
+    code, status = "no_chat_template", 400
+
+
 class Unauthorized(MeraError):
     code, status = "unauthorized", 401
 
@@ -127,6 +135,10 @@ class UnknownTask(NotFound):
 
 class UnknownProbe(NotFound):
     code = "unknown_probe"
+
+
+class UnknownModel(NotFound):
+    code = "unknown_model"
 
 
 class MethodNotAllowed(MeraError):

@@ -97,6 +97,55 @@ async def test_the_generation_is_read_field_by_field(call):
         mera.alpha = 0.5
 
 
+CLASSIFIED = {
+    "label": "spam",
+    "probabilities": {"ham": 0.1, "spam": 0.9},
+    "decision": "steered",
+    "reason": None,
+    "predicted_error": {"before": 0.7, "after": 0.3, "layer": 2, "position": "answer"},
+    "certified": True,
+}
+
+
+async def test_classify_sends_a_list_and_reads_a_result_for_each(call, server):
+    nothing = {"label": None, "probabilities": {}, "decision": "abstained", "reason": "no_probe"}
+    results = [CLASSIFIED, {**nothing, "predicted_error": None, "certified": False}]
+    usage = {"prompt_tokens": 40, "generated_tokens": 2}
+    server.answer = httpx.Response(200, json={"task": "t", "probe": None, "results": results, "usage": usage})
+    answer = await call("classify", "t", ("one", {"text": "two"}), steering=Steering(method="mera", alpha=0.2))
+    assert server.requests[0].url.path == "/classify"
+    assert server.body == {
+        "task": "t",
+        "inputs": ["one", {"text": "two"}],
+        "steering": {"method": "mera", "alpha": 0.2},
+    }
+    first, second = answer.results
+    assert (first.label, first.probabilities["spam"], first.certified) == ("spam", 0.9, True)
+    assert (first.predicted_error.before, first.predicted_error.after) == (0.7, 0.3)
+    assert (second.label, second.decision, second.reason, second.predicted_error) == (
+        None, "abstained", "no_probe", None,
+    )  # fmt: skip
+    assert (answer.task, answer.probe, answer.usage.prompt_tokens) == ("t", None, 40)
+    with pytest.raises(BadResponse, match="2 of them for 1 inputs"):
+        await call("classify", "t", ["one"])
+
+
+@pytest.mark.parametrize("inputs", ["hello", {"text": "hello"}])
+async def test_one_input_is_not_taken_for_a_list_of_its_letters(call, server, inputs):
+    with pytest.raises(InvalidInput, match=r"give \[input\]"):
+        await call("classify", "t", inputs)
+    assert server.requests == []
+
+
+async def test_a_timeout_is_the_clients_or_the_calls_own(call, server):
+    await call("generate", "hello")
+    assert server.requests[0].extensions["timeout"] == {"connect": 5.0, "read": 60.0, "write": 60.0, "pool": 60.0}
+    await call("generate", "hello", timeout=7)
+    assert set(server.requests[1].extensions["timeout"].values()) == {7}
+    await call("generate", "hello", timeout=httpx.Timeout(None))
+    assert set(server.requests[2].extensions["timeout"].values()) == {None}
+
+
 async def test_tasks_come_in_the_servers_order(call, server):
     sms = {"name": "sms_spam", "labels": ["ham", "spam"], "probe": "3fa9", "certified": True, "alpha": 0.31}
     bare = {"name": "agnews", "labels": ["world", "sports"], "probe": None, "certified": False, "alpha": None}
@@ -162,9 +211,10 @@ def test_key_and_headers_go_with_every_request_and_stay_out_of_repr(server):
 
 
 def test_both_clients_offer_the_same():
-    def methods(kind: type) -> dict[str, inspect.Signature]:
+    def methods(kind: type) -> dict[str, str]:
         public = inspect.getmembers(kind, inspect.isfunction)
-        return {n: inspect.signature(f) for n, f in public if not n.startswith("_") and n not in ("close", "aclose")}
+        shown = {n: str(inspect.signature(f)).replace("AsyncGenerator", "Generator") for n, f in public}
+        return {n: text for n, text in shown.items() if not n.startswith("_") and n not in ("close", "aclose")}
 
     assert methods(Client) == methods(AsyncClient)
 

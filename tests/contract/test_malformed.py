@@ -123,7 +123,7 @@ BODIES: list[tuple[str, Any, str]] = [  # code, body, what the message names
     ("alpha_required", {"inputs": "x", "steering": {"task": "demo_desk_a", "layers": [0]}}, "steering.alpha"),
     ("alpha_required", {"inputs": "x", "steering": {"task": "demo_desk_a", "positions": "all"}}, "steering.alpha"),
     ("invalid_input", {"inputs": "x", "details": SECRET}, "details"),
-    ("unsupported", {"inputs": "x", "stream": True}, "stream"),
+    ("invalid_input", {"inputs": "x", "stream": 1}, "stream"),
     ("invalid_input", {"inputs": "x", "stream": SECRET}, "stream"),
 ]
 RAW: list[tuple[int, str, bytes, str]] = [  # status, code, bytes, what the message names
@@ -140,6 +140,7 @@ RAW: list[tuple[int, str, bytes, str]] = [  # status, code, bytes, what the mess
     (422, "invalid_input", b'{"inputs": {"text": [-Infinity]}}', "inputs"),
     (413, "too_large", b'{"inputs": "' + b"x" * 30_000 + b'"}', "body"),
 ]
+ROUTES = ("/generate", "/generate_stream", "/")
 STATUS = {"unknown_task": 404, "unknown_probe": 404}
 
 
@@ -164,13 +165,19 @@ def test_there_are_enough() -> None:
     ("code", "body", "names"), BODIES, ids=[f"{code}-{i}" for i, (code, _, _) in enumerate(BODIES)]
 )
 async def test_bodies(client: httpx.AsyncClient, code: str, body: Any, names: str) -> None:
-    check(await client.post("/generate", content=json.dumps(body)), STATUS.get(code, 422), code, names)
+    for route in ROUTES:
+        check(await client.post(route, content=json.dumps(body)), STATUS.get(code, 422), code, names)
+    if isinstance(body, dict) and "stream" not in body:  # refused before the first event: an ordinary answer
+        streamed = {**body, "stream": True}
+        check(await client.post("/generate", content=json.dumps(streamed)), STATUS.get(code, 422), code, names)
     assert (await client.post("/generate", json=OK)).status_code == 200
 
 
 @pytest.mark.parametrize(("status", "code", "raw", "names"), RAW, ids=range(len(RAW)))
 async def test_raw_bytes(client: httpx.AsyncClient, status: int, code: str, raw: bytes, names: str) -> None:
-    check(await client.post("/generate", content=raw), status, code, names)
+    for route in (*ROUTES, "/classify"):
+        if code in ("not_json", "too_large") or route != "/classify":
+            check(await client.post(route, content=raw), status, code, names)
     assert (await client.post("/generate", json=OK)).status_code == 200
 
 

@@ -83,6 +83,30 @@ async def test_openapi_describes_request_answer_and_errors(app: FastAPI) -> None
     assert names <= set(schema["components"]["schemas"])
 
 
+async def test_openapi_describes_streams_and_batches(app: FastAPI) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        schema = (await client.get("/openapi.json")).json()
+    bodies = {
+        "/generate": "GenerateBody",
+        "/": "GenerateBody",
+        "/generate_stream": "StreamBody",
+        "/classify": "ClassifyBody",
+    }
+    for path, body in bodies.items():
+        post = schema["paths"][path]["post"]
+        assert post["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{body}")
+        answers = post["responses"]["200"]["content"]
+        kinds = {"application/json"} if path == "/classify" else {"text/event-stream"}
+        assert set(answers) == (kinds if path in ("/classify", "/generate_stream") else {"application/json", *kinds})
+        if "text/event-stream" in answers:
+            event = resolved(schema, answers["text/event-stream"]["schema"])
+            assert set(event["properties"]) == {"index", "token", "step", "generated_text", "details", "mera"}
+    one = resolved(
+        schema, resolved(schema, {"$ref": "#/components/schemas/ClassifyReply"})["properties"]["results"]["items"]
+    )
+    assert set(one["properties"]) == {"label", "probabilities", "decision", "reason", "predicted_error", "certified"}
+
+
 async def test_the_log_names_the_route_and_never_the_path(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
 from merasteer.engine import Engine, load_model
 from merasteer.errors import InvalidInput, UnsupportedModel
@@ -300,3 +302,15 @@ def refused(name: str) -> str:
     assert message.startswith(f"model: {name!r} cannot be loaded (")
     assert "\n" not in message
     return message
+
+
+def test_weights_that_are_pickles_are_not_loaded(folder, tmp_path):
+    pickled = tmp_path / "pickled"
+    shutil.copytree(folder, pickled)
+    weights = load_file(next(pickled.glob("*.safetensors")))
+    for file in pickled.glob("*.safetensors*"):
+        file.unlink()
+    torch.save(weights, pickled / "pytorch_model.bin")
+    with pytest.raises(InvalidInput, match="safetensors") as told:
+        load_model(pickled)
+    assert "weights_only" not in str(told.value)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import pytest
 from mera_server.errors import parse
-from mera_server.schemas import DEFAULT_MAX_NEW_TOKENS, GenerateBody, Parameters
+from mera_server.schemas import DEFAULT_MAX_NEW_TOKENS, ClassifyBody, GenerateBody, Parameters, StreamBody, Strict
+from pydantic import Field
 
 from merasteer.errors import InvalidInput, MeraError, NotJson, UnknownField, Unsupported
 
@@ -44,9 +46,14 @@ def test_other_values_are_unsupported(name: str) -> None:
         parse(GenerateBody, json.dumps({"inputs": "x", "parameters": {name: ACTIVE[name]}}).encode())
 
 
-def test_streaming_is_unsupported_for_now() -> None:
-    with pytest.raises(Unsupported, match="stream: "):
-        parse(GenerateBody, b'{"inputs": "x", "stream": true}')
+def test_only_one_route_always_streams() -> None:
+    for stream in (True, False, None):
+        assert parse(GenerateBody, json.dumps({"inputs": "x", "stream": stream}).encode()).stream is stream
+    assert parse(StreamBody, b'{"inputs": "x", "stream": true}').stream
+    with pytest.raises(
+        Unsupported, match="stream: got a boolean that is not implemented here; give true or null; /gen"
+    ):
+        parse(StreamBody, b'{"inputs": "x", "stream": false}')
 
 
 @pytest.mark.parametrize(
@@ -109,3 +116,44 @@ def test_messages_name_field_kind_and_remedy(raw: bytes, error: type[MeraError],
         parse(GenerateBody, raw)
     assert type(caught.value) is error
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "message"),
+    [
+        ({}, InvalidInput, "task: missing; give the name of a task"),
+        ({"task": "", "inputs": ["x"]}, InvalidInput, "task: got a string that is not allowed"),
+        ({"task": "t", "inputs": []}, InvalidInput, "inputs: got an array that is not allowed; give 1 to 256 items"),
+        ({"task": "t", "inputs": ["x"] * 257}, InvalidInput, "inputs: got an array that is not allowed"),
+        (
+            {"task": "t", "inputs": ["x"], "steering": {"task": "t"}},
+            UnknownField,
+            "steering.task: unknown field; known",
+        ),
+        (
+            {"task": "t", "inputs": ["x"], "details": "none"},
+            UnknownField,
+            "details: unknown field; known fields: inputs",
+        ),
+    ],
+)
+def test_classify_takes_a_task_and_inputs(body: dict[str, object], error: type[MeraError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        parse(ClassifyBody, json.dumps(body).encode())
+
+
+class Item(Strict):
+    name: Annotated[str, Field(description="a string")]
+
+
+class Items(Strict):
+    items: Annotated[list[Item], Field(description="an array")]
+
+
+def test_a_list_of_objects_names_the_one_that_is_wrong() -> None:
+    with pytest.raises(InvalidInput, match=r"^items\[1\].name: got an integer; give a string"):
+        parse(Items, b'{"items": [{"name": "x"}, {"name": 3}]}')
+    with pytest.raises(UnknownField, match=r"^items\[0\].nam: unknown field; known fields: name"):
+        parse(Items, b'{"items": [{"name": "x", "nam": 3}]}')
+    with pytest.raises(InvalidInput, match=r"^items\[0\]: got a string; give an array"):
+        parse(Items, b'{"items": ["x"]}')

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from safetensors.torch import load_file
 
 from merasteer.store import publish
 
+DURABLE = ("fsync", "rename", "replace", "mkdir")
+
 
 def parts(root: Path, i: int) -> dict[str, Any]:
     return {**json.loads((root / f"parts-{i}.json").read_text()), "tensors": load_file(root / f"parts-{i}.safetensors")}
 
 
-def kill_before(call: int) -> None:
-    """Make this process die by SIGKILL just before its `call`-th durable operation."""
+def kill_before(call: int, names: Sequence[str] = DURABLE) -> None:
+    """Make this process die by SIGKILL just before its `call`-th call of these functions of `os`."""
     count = 0
 
     def counted(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +41,7 @@ def kill_before(call: int) -> None:
 
         return wrapper
 
-    for name in ("fsync", "rename", "replace", "mkdir"):
+    for name in names:
         setattr(os, name, counted(getattr(os, name)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from merasteer.errors import UnknownProbe
-from merasteer.store import Entry, ModelIdentity, default_entry, latest, resolve_prefix, scan
+from merasteer.store import Entry, ModelIdentity, default_entry, latest, resolve_prefix, scan, snapshot
 
 
 def test_no_store_no_entries(tmp_path: Path, identity: ModelIdentity) -> None:
@@ -125,3 +125,41 @@ def test_the_prefix_of_a_rejected_artifact_gives_the_reason(make: Any, tmp_path:
     (folder / "probe.safetensors").unlink()
     with pytest.raises(UnknownProbe, match=r"rejected: .*probe\.safetensors: is missing"):
         resolve_prefix(scan([tmp_path], identity), folder.name)
+
+
+def test_what_is_removed_while_it_is_read_is_not_rejected(
+    make: Any,
+    tmp_path: Path,
+    identity: ModelIdentity,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kept, gone = make(1).publish(tmp_path), make(2).publish(tmp_path)
+    read = Path.read_bytes
+
+    def late(path: Path) -> bytes:
+        if path == gone / "probe.safetensors":
+            shutil.rmtree(gone)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", late)
+    assert [entry.path for entry in scan([tmp_path], identity)] == [kept]
+    assert not caplog.records
+
+
+def test_a_snapshot_picks_what_the_default_rule_picks(make: Any, tmp_path: Path, identity: ModelIdentity) -> None:
+    stores = [tmp_path / "a", tmp_path / "b"]
+    assert snapshot(stores, identity) == ([], {})
+    make(1).publish(stores[1])
+    other = make(2)
+    other.manifest["task"]["name"] = "other"
+    other.publish(stores[0], default=False)
+    newest = make(3).publish(stores[0])
+    entries, defaults = snapshot(stores, identity)
+    assert len(entries) == 3
+    assert set(defaults) == {"spam", "other"}
+    for task, entry in defaults.items():
+        wanted = default_entry(scan(stores, identity), stores, identity.slug, task)
+        assert wanted is not None
+        assert entry.path == wanted.path
+    assert defaults["spam"].path == newest

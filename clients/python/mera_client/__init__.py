@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mera_client._client import AsyncClient, Client
+from mera_client._async_client import AsyncClient
+from mera_client._client import Client
 from mera_client._errors import (
     AlphaRequired,
     BadArtifact,
@@ -17,6 +18,7 @@ from mera_client._errors import (
     InvalidInput,
     MeraError,
     MethodNotAllowed,
+    NoChatTemplate,
     NotFound,
     NotJson,
     NotReady,
@@ -28,13 +30,17 @@ from mera_client._errors import (
     TransportFailed,
     Unauthorized,
     UnknownField,
+    UnknownModel,
     UnknownProbe,
     UnknownTask,
     Unsupported,
     UnsupportedModel,
 )
+from mera_client._retries import Retries
 from mera_client._types import (
     Answer,
+    Classification,
+    Classified,
     Details,
     Generation,
     Guarantee,
@@ -43,9 +49,14 @@ from mera_client._types import (
     ProbeInfo,
     Steering,
     SteeringCounts,
+    Step,
+    StepError,
+    StepTrace,
     TaskInfo,
     Token,
+    TokenEvent,
     TokenTrace,
+    Usage,
 )
 
 __all__ = [
@@ -57,6 +68,8 @@ __all__ = [
     "BadSplits",
     "BadTask",
     "Cancelled",
+    "Classification",
+    "Classified",
     "Client",
     "ConnectionFailed",
     "Details",
@@ -69,6 +82,7 @@ __all__ = [
     "Mera",
     "MeraError",
     "MethodNotAllowed",
+    "NoChatTemplate",
     "NotFound",
     "NotJson",
     "NotReady",
@@ -76,19 +90,26 @@ __all__ = [
     "PredictedError",
     "ProbeInfo",
     "PromptTooLong",
+    "Retries",
     "SeamMissing",
     "Steering",
     "SteeringCounts",
+    "Step",
+    "StepError",
+    "StepTrace",
     "TaskInfo",
     "TimedOut",
     "Token",
+    "TokenEvent",
     "TokenTrace",
     "TooLarge",
     "TransportFailed",
     "Unauthorized",
     "UnknownField",
+    "UnknownModel",
     "UnknownProbe",
     "UnknownTask",
     "Unsupported",
     "UnsupportedModel",
+    "Usage",
 ]

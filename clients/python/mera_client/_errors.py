@@ -12,11 +12,13 @@ MeraError                 500 internal_error     also any code that this version
 │   ├── BadArtifact       422 bad_artifact
 │   └── UnsupportedModel  422 unsupported_model
 ├── NotJson               400 not_json
+├── NoChatTemplate        400 no_chat_template
 ├── Unauthorized          401 unauthorized
 ├── Forbidden             403 forbidden
 ├── NotFound              404 not_found
 │   ├── UnknownTask       404 unknown_task
-│   └── UnknownProbe      404 unknown_probe
+│   ├── UnknownProbe      404 unknown_probe
+│   └── UnknownModel      404 unknown_model
 ├── MethodNotAllowed      405 method_not_allowed
 ├── TooLarge              413 too_large
 ├── Overloaded            429 overloaded
@@ -35,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 
@@ -103,6 +106,10 @@ class NotJson(MeraError):
     code, status = "not_json", 400
 
 
+class NoChatTemplate(MeraError):
+    code, status = "no_chat_template", 400
+
+
 class Unauthorized(MeraError):
     code, status = "unauthorized", 401
 
@@ -121,6 +128,10 @@ class UnknownTask(NotFound):
 
 class UnknownProbe(NotFound):
     code = "unknown_probe"
+
+
+class UnknownModel(NotFound):
+    code = "unknown_model"
 
 
 class MethodNotAllowed(MeraError):
@@ -182,13 +193,16 @@ def error_of(response: httpx.Response) -> MeraError:
     """The exception for an answer that is not a success."""
     request_id = response.headers.get("x-request-id")
     try:
-        error = response.json()["error"]
-        code, message = str(error["code"]), str(error["message"])
+        return error_in(response.json(), request_id, response.status_code)
     except (ValueError, KeyError, TypeError, IndexError):
         text = f"{response.request.url} answered {response.status_code} without an error of mera-server; check base_url"
         return BadResponse(text, status=response.status_code, request_id=request_id)
-    kind = SERVER_ERRORS.get(code, MeraError)
-    return kind(message, code=code, status=response.status_code, request_id=request_id)
+
+
+def error_in(body: Any, request_id: str | None, status: int | None = None) -> MeraError:
+    """The exception for an error's body. status: None takes the one that belongs to the code."""
+    code, message = str(body["error"]["code"]), str(body["error"]["message"])
+    return SERVER_ERRORS.get(code, MeraError)(message, code=code, status=status, request_id=request_id)
 
 
 @contextmanager

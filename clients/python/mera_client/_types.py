@@ -44,8 +44,8 @@ class Token:
 
     id: int
     text: str
-    logprob: float | None = None
-    special: bool = False
+    logprob: float
+    special: bool
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,82 @@ class Generation:
     generated_text: str
     details: Details
     mera: Mera
+
+
+@dataclass(frozen=True)
+class StepError:
+    """The probe's estimate at the report layer, at the position that chose one token."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """The position that chose one token: predicted error before and after, and the shift, per layer."""
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    shift: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The step that chose one token. steered: whether it moved anything."""
+
+    steered: bool
+    predicted_error: StepError | None = None
+    trace: StepTrace | None = None
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One token as it comes; the texts of all of them are the generated text. The last one brings what is below step.
+
+    index: 1 for the first token. step: None with `mera_details="none"`.
+    """
+
+    index: int
+    token: Token
+    step: Step | None = None
+    generated_text: str | None = None
+    details: Details | None = None
+    mera: Mera | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing follows."""
+        return self.generated_text is not None
+
+
+@dataclass(frozen=True)
+class Classified:
+    """One input's answer. label: None when the answer is none of the labels. certified: whether the certificate covers it."""
+
+    label: str | None
+    probabilities: Mapping[str, float]
+    decision: Decision
+    reason: str | None
+    predicted_error: PredictedError | None
+    certified: bool
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of all inputs together."""
+
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The answer to one list of inputs: `results` in their order. probe: None where no artifact serves the task."""
+
+    task: str
+    probe: str | None
+    results: tuple[Classified, ...]
+    usage: Usage
 
 
 @dataclass(frozen=True)

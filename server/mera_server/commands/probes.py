@@ -1,4 +1,4 @@
-"""`mera probes`: what the stores hold, whether it is sound, and random artifacts for load tests."""
+"""`mera probes`: what the stores hold, whether it is sound, what differs, and random artifacts for load tests."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
+from mera_server.commands import probes_operations
 from mera_server.commands.options import Config, Store, option, show, stores, table
 from mera_server.settings import Settings
 from merasteer.errors import BadArtifact, InvalidInput
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Artifacts: list, show, verify, plant.", rich_markup_mode=None)
+app = typer.Typer(help="Artifacts: list, show, verify, diff, plant, push, pull, gc.", rich_markup_mode=None)
 COLUMNS = ("digest", "task", "model", "status", "certified", "method", "alpha", "hook_point")
 
 
@@ -57,6 +58,27 @@ def verify(
     bad = sum(entry.status == "rejected" for entry in entries)
     if bad:
         raise BadArtifact(f"store: {bad} of {len(entries)} artifacts are rejected; publish them again or remove them")
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(help="first digits of one artifact")],
+    second: Annotated[str, typer.Argument(help="and of another")],
+    store: Store = None,
+    config: Config = None,  # noqa: ARG001
+) -> None:
+    """What differs between two artifacts, as JSON: fields, splits, candidates, certificates, the angle of the weights."""
+    from merasteer.store import differences, resolve_prefix, scan
+
+    entries = scan(stores(store))
+    one, two = (resolve_prefix(entries, digest).artifact for digest in (first, second))
+    assert one is not None  # both are loaded: resolve_prefix raises for what was rejected
+    assert two is not None
+    show(differences(one, two))
+
+
+for command in probes_operations.COMMANDS:
+    app.command()(command)
 
 
 @app.command()

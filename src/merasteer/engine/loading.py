@@ -72,7 +72,7 @@ def load_model(
         _check_architecture(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=weights, device_map=device_map, trust_remote_code=False
+            folder, dtype=weights, device_map=device_map, trust_remote_code=False, use_safetensors=True
         )
         check_placement(model, device_map)
         model = model if device_map is not None else model.to(target)

@@ -3,6 +3,7 @@
 from merasteer.pipeline.job import Job, Loading, prepare
 from merasteer.pipeline.options import GRIDS, STAGES, Options, Stage
 from merasteer.pipeline.progress import Bars
+from merasteer.pipeline.recertify import Renewal, recertify, renewals
 from merasteer.pipeline.report import Report, write_report
 from merasteer.pipeline.run import run, run_job, stages
 
@@ -13,9 +14,12 @@ __all__ = [
     "Job",
     "Loading",
     "Options",
+    "Renewal",
     "Report",
     "Stage",
     "prepare",
+    "recertify",
+    "renewals",
     "run",
     "run_job",
     "stages",

@@ -13,7 +13,9 @@ from typing import Any
 from merasteer.errors import BadArtifact, InvalidInput, UnsupportedModel
 from merasteer.store.schema import ModelSection
 
-__all__ = ["ModelIdentity", "identify", "model_slug", "require_same"]
+__all__ = ["SLUG", "ModelIdentity", "identify", "model_slug", "require_same"]
+
+SLUG = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,149}")  # it becomes a folder
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -88,8 +90,11 @@ def require_same(made_for: ModelSection, model: ModelIdentity) -> None:
 
 
 def _name(model_id: str) -> str:
-    local = model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1 or Path(model_id).is_dir()
-    return Path(os.path.abspath(Path(model_id).expanduser())).name if local else model_id  # noqa: PTH100, symlinks stay
+    try:
+        local = model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1 or Path(model_id).is_dir()
+        return Path(os.path.abspath(Path(model_id).expanduser())).name if local else model_id  # noqa: PTH100, symlinks stay
+    except (OSError, RuntimeError, ValueError):  # too long for a path, nobody's home, a null byte: a name and no folder
+        return model_id
 
 
 def _sha256(path: Path) -> str:

@@ -11,12 +11,12 @@ from typing import Literal
 
 from merasteer.errors import BadArtifact, UnknownProbe
 from merasteer.store.fields import one_line
-from merasteer.store.identity import ModelIdentity
+from merasteer.store.identity import SLUG, ModelIdentity
 from merasteer.store.manifest import SHORT, TASK_NAME
 from merasteer.store.reading import load
 from merasteer.types import Artifact
 
-__all__ = ["Entry", "default_entry", "latest", "resolve_prefix", "scan"]
+__all__ = ["Entry", "default_entry", "latest", "resolve_prefix", "scan", "snapshot"]
 
 log = logging.getLogger("merasteer.store")
 
@@ -45,12 +45,32 @@ def scan(stores: Sequence[Path], model: ModelIdentity | None = None) -> list[Ent
         for slug in _folders(store) if model is None else [store / model.slug]:
             for folder in (folder for task in _folders(slug) for folder in _folders(task)):
                 entry = _entry(folder, model)
+                if entry.status == "rejected" and not folder.exists():
+                    continue  # removed while it was read
                 if entry.status == "rejected":
                     log.warning("rejected %s (store %s)", entry.reason, store)
                 if entry.digest not in seen or entry.status == "rejected":
                     entries.append(entry)
                     seen.add(entry.digest)
     return entries
+
+
+def snapshot(stores: Sequence[Path], model: ModelIdentity) -> tuple[list[Entry], dict[str, Entry]]:
+    """What `scan` finds, and task -> the entry that `default_entry` picks, consistent while others publish and collect.
+
+    Every `latest` is read first: what it names was complete before, so the scan behind it cannot miss it.
+    """
+    names = {
+        (store, folder.name): latest(store, model.slug, folder.name)
+        for store in stores
+        for folder in _folders(store / model.slug)
+    }
+    entries = scan(stores, model)
+    found = {
+        task: _pick(entries, [names.get((store, task)) for store in stores], task)
+        for task in {entry.task for entry in entries}
+    }
+    return entries, {task: entry for task, entry in found.items() if entry is not None}
 
 
 def _entry(folder: Path, model: ModelIdentity | None) -> Entry:
@@ -78,7 +98,7 @@ def _folders(parent: Path) -> Iterator[Path]:
 
 def latest(store: Path, slug: str, task: str) -> str | None:
     """The digest (its first 12 digits) that `<store>/<slug>/<task>/latest` names; None where there is none to read."""
-    if not TASK_NAME.fullmatch(task):
+    if not (TASK_NAME.fullmatch(task) and SLUG.fullmatch(slug)):
         return None
     try:
         text = (store / slug / task / "latest").read_text(encoding="ascii").strip()
@@ -91,8 +111,13 @@ def default_entry(entries: Iterable[Entry], stores: Sequence[Path], slug: str, t
     """The entry served for `task` when a request names no probe: of the first store (the writable one) whose `latest`
     names a loaded artifact. Where no store has a `latest`, the only loaded artifact, if there is just one.
     """
+    return _pick(entries, [latest(store, slug, task) for store in stores], task)
+
+
+def _pick(entries: Iterable[Entry], latests: Iterable[str | None], task: str) -> Entry | None:
+    """The same, with what the `latest` of each store names."""
     loaded = [entry for entry in entries if entry.task == task and entry.digest]
-    names = [name for name in (latest(store, slug, task) for store in stores) if name]
+    names = [name for name in latests if name]
     for name in names:
         for entry in loaded:
             if entry.digest and entry.digest.startswith(name):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -18,16 +19,18 @@ import torch
 
 from merasteer.errors import BadArtifact, InvalidInput
 from merasteer.store.documents import canonical, dump, parse
-from merasteer.store.durable import sweep, sync, temporary, write
+from merasteer.store.durable import lock, sweep, sync, temporary, write
 from merasteer.store.identity import model_slug
 from merasteer.store.manifest import SHORT, digest_of
 from merasteer.store.reading import build, load
 from merasteer.store.schema import SCHEMA
 from merasteer.store.tensors import decode, encode
 
-__all__ = ["publish"]
+__all__ = ["install", "publish", "unwritable"]
 
 log = logging.getLogger("merasteer.store")
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def publish(
@@ -45,26 +48,43 @@ def publish(
     Equal input gives an equal digest. Several processes may publish at once.
     Raises BadArtifact for what `load` would refuse, InvalidInput where the store cannot be written.
     """
-    name, files, task = _files(manifest, calibration, tensors)
-    folder = store / task / name
+    where, files = _files(manifest, calibration, tensors)
+    return install(store, where, files, default=default)
+
+
+def install(store: Path, where: Path, files: Mapping[str, bytes], *, default: bool) -> Path:
+    """The folder <store>/<where> with these files, which `unpack` took: complete or absent. `latest` names it if `default`.
+
+    Raises BadArtifact where another artifact has its place, InvalidInput where the store cannot be written.
+    """
+    folder = store / where
     try:
-        sweep(store)
-        with temporary(store) as staging:
+        store.mkdir(parents=True, exist_ok=True)
+        with lock(store, alone=False), temporary(store) as staging:  # nobody removes what is being published
+            sweep(store)
             if not _present(folder, files):
                 _place(folder, files, staging / "artifact", store)
             if default:
-                write(staging / "latest", name.encode() + b"\n")
+                write(staging / "latest", folder.name.encode() + b"\n")
                 os.replace(staging / "latest", folder.parent / "latest")  # noqa: PTH105, tests count the calls
                 sync(folder.parent)
     except OSError as error:
-        raise InvalidInput(f"store: {store} cannot be written ({error.strerror}); give a folder that can") from error
+        raise unwritable(store, error) from error
     return folder
+
+
+def unwritable(store: Path, error: OSError) -> InvalidInput:
+    """What a user is told when the store cannot be written."""
+    remedy = (
+        "free some space (mera probes gc), or give another folder" if error.errno in FULL else "give a folder that can"
+    )
+    return InvalidInput(f"store: {store} cannot be written ({error.strerror}); {remedy}")
 
 
 def _files(
     manifest: Mapping[str, Any], calibration: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
-) -> tuple[str, dict[str, bytes], Path]:
-    """(digest12, file name -> bytes, <slug>/<task>), proved loadable."""
+) -> tuple[Path, dict[str, bytes]]:
+    """(<slug>/<task>/<digest12>, file name -> bytes), proved loadable."""
     probe = encode(tensors)
     measured = parse(canonical(dict(calibration)))  # tuples become lists, as they will on reading
     written = {"calibration.json": dump(measured), "probe.safetensors": probe}
@@ -72,8 +92,8 @@ def _files(
     facts = parse(canonical({**manifest, "schema": SCHEMA, "files": sums}))
     facts["digest"] = digest_of(facts)
     build(facts, measured, decode(probe))
-    where = Path(model_slug(facts["model"]["id"])) / facts["task"]["name"]
-    return facts["digest"][:SHORT], {**written, "manifest.json": dump(facts)}, where
+    where = Path(model_slug(facts["model"]["id"])) / facts["task"]["name"] / facts["digest"][:SHORT]
+    return where, {**written, "manifest.json": dump(facts)}
 
 
 def _present(folder: Path, files: Mapping[str, bytes]) -> bool:
@@ -81,11 +101,11 @@ def _present(folder: Path, files: Mapping[str, bytes]) -> bool:
     if not folder.exists():
         return False
     try:
-        found = load(folder).manifest
+        found = load(folder).digest
     except BadArtifact as error:
         log.warning("replacing a damaged artifact: %s", error)
         return False
-    if found != parse(files["manifest.json"]):
+    if found != parse(files["manifest.json"])["digest"]:
         raise BadArtifact(
             f"{folder.name}: another artifact has the same first {SHORT} digits; change a seed and publish again"
         )

@@ -1,0 +1,126 @@
+"""From a body and its prompts to one `Ask` per choice, each with the plan that `POST /generate` would make. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mera_server.bridge import native
+from mera_server.catalog import Catalog
+from mera_server.openai.prompts import Prompt
+from mera_server.openai.schemas import MAX_CHOICES, ChatBody, CompletionBody
+from mera_server.resolve import Limits, Plan, plan
+from mera_server.schemas import GenerateBody, Parameters, Steering
+from merasteer.errors import InvalidInput, MeraError, Unsupported
+from merasteer.types import ServedTask
+
+__all__ = ["Ask", "asks_of", "check_fields", "in_words_of"]
+
+SEEDS = 2**63
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one choice comes to. `echo`: what is repeated in front of its text."""
+
+    index: int
+    prompt: Prompt
+    plan: Plan
+    echo: str = ""
+
+
+def check_fields(body: CompletionBody | ChatBody) -> None:
+    """Refuses fields that contradict each other."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidInput("stream_options: given without stream; leave it out or set stream to true")
+    if isinstance(body, CompletionBody):
+        if body.echo and body.logprobs is not None:
+            raise Unsupported("echo: log-probabilities of a prompt's tokens are not computed; give echo or logprobs")
+        return
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidInput("top_logprobs: given without logprobs; leave it out or set logprobs to true")
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        raise InvalidInput("max_tokens: differs from max_completion_tokens, its newer name; give one of them")
+
+
+def asks_of(
+    body: CompletionBody | ChatBody,
+    prompts: Sequence[Prompt],
+    task: ServedTask | None,
+    catalog: Catalog,
+    limits: Limits,
+    room: int,
+) -> list[Ask]:
+    """n choices of every prompt, in order: choice i of each draws with seed + i.
+
+    task: the one that the model's name carries. room: the tokens that a prompt and its answer may have together.
+    Raises what the plan raises, in the words of OpenAI's fields.
+    """
+    n = body.n or 1
+    if n * len(prompts) > MAX_CHOICES:
+        raise InvalidInput(f"n: makes more than {MAX_CHOICES} choices of {len(prompts)} prompts; give a smaller one")
+    asks: list[Ask] = []
+    for prompt in prompts:
+        try:
+            first = _plan(body, prompt, task, catalog, limits, room)
+        except MeraError as error:
+            raise in_words_of(body, prompt.field, error) from None
+        sampling = first.sampling
+        for i in range(n):
+            drawn = replace(first, sampling=replace(sampling, seed=(sampling.seed + i) % SEEDS))
+            asks.append(Ask(len(asks), prompt, drawn, prompt.text if getattr(body, "echo", False) else ""))
+    return asks
+
+
+def in_words_of(body: CompletionBody | ChatBody, field: str, error: MeraError) -> MeraError:
+    """The error of a plan or of the engine, naming the fields of `body`; `field` is what it calls the prompt."""
+    said = str(native(0, error))
+    said = said.replace("parameters.max_new_tokens", body.budget[0]).replace("max_new_tokens", body.budget[0])
+    return type(error)(f"{field}{said.removeprefix('inputs')}" if said.startswith("inputs: ") else said)
+
+
+def _plan(
+    body: CompletionBody | ChatBody,
+    prompt: Prompt,
+    task: ServedTask | None,
+    catalog: Catalog,
+    limits: Limits,
+    room: int,
+) -> Plan:
+    budget, (named, alternatives) = body.budget[1], body.alternatives
+    planned = plan(
+        GenerateBody(
+            inputs=prompt.text,
+            parameters=Parameters(
+                max_new_tokens=budget,
+                temperature=body.temperature,
+                top_p=body.top_p,
+                top_k=body.top_k,
+                stop=list(body.stops),
+                seed=body.seed,
+                details=alternatives is not None,
+            ),
+            steering=_steering(body.steering, task),
+            details=body.details,
+        ),
+        catalog,
+        limits,
+    )
+    if alternatives and not (planned.sampling.greedy and planned.label_bias is None):
+        raise Unsupported(
+            f"{named}: beside the chosen tokens the likeliest are not known, unless decoding is greedy without a label bias; give 0"
+        )
+    if budget is None and planned.task is None and isinstance(body, ChatBody):
+        planned = replace(planned, max_new_tokens=max(1, min(limits.max_new_tokens, room - len(prompt.tokens))))
+    if not prompt.plain and planned.probe is not None:
+        planned = replace(planned, why=(*planned.why, "the prompt's tokens are not those that its text gives"))
+    return planned
+
+
+def _steering(given: Steering | None, task: ServedTask | None) -> Steering | None:
+    """The steering that is asked for, with the task of the model's name."""
+    if task is None:
+        return given
+    if given is not None and given.task not in (None, task.name):
+        raise InvalidInput("steering.task: another task than that of the model's name; leave it out")
+    return Steering(task=task.name) if given is None else given.model_copy(update={"task": task.name})

@@ -1,0 +1,107 @@
+"""Prompts: strings, token ids, and chats, which a template makes one string of.
+
+A chat becomes a prompt in one of two ways.
+
+- The model's name carries a task, and the chat is one user message: the task's own prompt, the one that was certified. A message
+  that is a rendering of the task's template is taken as it is; else, where the template has a single field, it stands for that field.
+- Everything else goes through the chat template of the model's tokenizer, up to where the assistant begins to speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mera_server.openai.schemas import Message
+from merasteer.engine import Engine
+from merasteer.errors import EmptyInputs, InvalidInput, NoChatTemplate
+from merasteer.tasks import fields_of, matches, render
+from merasteer.tasks.prompts import CHOICES
+from merasteer.types import ServedTask
+
+__all__ = ["Prompt", "chat_prompt", "prompts_of"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as the engine takes it.
+
+    field: what the request calls it. text: what a task's template is compared with, and what `echo` repeats. plain: whether `tokens`
+    are those that the text alone gives, as a task's prompts are made.
+    """
+
+    field: str
+    text: str
+    tokens: tuple[int, ...]
+    plain: bool = True
+
+
+def prompts_of(given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], engine: Engine) -> list[Prompt]:
+    """The prompts of a completion. Raises EmptyInputs or InvalidInput naming the one that is wrong."""
+    if isinstance(given, str):
+        return [_of_text("prompt", given, engine)]
+    if isinstance(given[0], int):
+        return [_of_tokens("prompt", given, engine)]  # type: ignore[arg-type]
+    return [
+        _of_text(f"prompt[{i}]", part, engine) if isinstance(part, str) else _of_tokens(f"prompt[{i}]", part, engine)  # type: ignore[arg-type]
+        for i, part in enumerate(given)
+    ]
+
+
+def chat_prompt(messages: Sequence[Message], task: ServedTask | None, engine: Engine) -> Prompt:
+    """The prompt of a chat; `task` is the one that the model's name carries.
+
+    Raises NoChatTemplate where one is needed and the tokenizer has none, EmptyInputs, and InvalidInput where the template refuses.
+    """
+    if not any(message.text for message in messages):
+        raise EmptyInputs("messages: all are empty; give one some text")
+    own = _task_prompt(messages, task)
+    if own is not None:
+        return _of_text("messages", own, engine)
+    tokenizer = engine.loaded.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        raise NoChatTemplate(
+            "messages: this model has no chat template to make a prompt of them; send the prompt to POST /v1/completions"
+        )
+    chat = [{"role": _role(message.role), "content": message.text} for message in messages]
+    try:
+        tokens = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    except Exception:  # noqa: BLE001 - the template is the model's: whatever it raises is about these messages, and may hold them
+        raise InvalidInput(
+            "messages: the model's chat template refuses them; begin with a user message, or a system message if the model "
+            "knows that role, and let user and assistant take turns"
+        ) from None
+    return _of_tokens("messages", tokens, engine)
+
+
+def _role(role: str) -> str:
+    return "system" if role == "developer" else role  # its newer name, which templates do not know
+
+
+def _task_prompt(messages: Sequence[Message], task: ServedTask | None) -> str | None:
+    """The task's own prompt of this chat; None where there is none."""
+    if task is None or len(messages) != 1 or messages[0].role != "user":
+        return None
+    text, fields = messages[0].text, fields_of(task.template)
+    if matches(task.template, text):
+        return text
+    if len(fields) != 1 or fields[0] == CHOICES:
+        return None
+    return render(task.template, {fields[0]: text})
+
+
+def _of_text(field: str, text: str, engine: Engine) -> Prompt:
+    if not text:
+        raise EmptyInputs(f"{field}: empty; give a prompt")
+    return Prompt(field, text, engine.encode(text))
+
+
+def _of_tokens(field: str, tokens: Sequence[int], engine: Engine) -> Prompt:
+    """Token ids are taken as they are: nothing is put in front of them."""
+    if not all(0 <= token < engine.loaded.vocab for token in tokens):
+        raise InvalidInput(f"{field}: a token id is outside the vocabulary of {engine.loaded.vocab}; give smaller ids")
+    ids = tuple(tokens)
+    text = str(engine.loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    if text and engine.encode(text) == ids:
+        return Prompt(field, text, ids)
+    return Prompt(field, engine.decode(ids), ids, plain=False)

@@ -1,0 +1,176 @@
+"""An artifact tested again as things are now: other versions of the libraries, another dtype, another kind of attention.
+
+The candidate is not chosen anew: it is the one that the artifact serves, and it is asked on the same calibration split, at the
+level at which it was tested before (δ / chances). Each new certificate holds with probability 1 − δ by itself; whoever tests under
+many settings and keeps what passed has tested many times. The split's rows are compared by content; their labels are taken as the
+task has them now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merasteer.engine import LoadedModel
+from merasteer.errors import BadSplits, BadTask, InvalidInput
+from merasteer.method.certify import Certificate, certify
+from merasteer.pipeline.batch import Prompts, answers, running
+from merasteer.pipeline.job import Job, prepare
+from merasteer.pipeline.options import Options
+from merasteer.pipeline.progress import Bars
+from merasteer.pipeline.report import certificate_in
+from merasteer.store import ModelIdentity, load, publish, resolve_prefix, snapshot
+from merasteer.tasks import load_task
+from merasteer.types import Artifact, GenerationRequest, Policy, Task
+
+__all__ = ["Renewal", "recertify", "renewals"]
+
+KEPT = (
+    "test",
+    "epsilon",
+    "delta",
+    "chances",
+    "candidates",
+)  # of calibration.json; all else was measured as things were then
+
+
+@dataclass(frozen=True, eq=False)
+class Renewal:
+    """A certified artifact and all that it takes to test it again, compared with what it was made from."""
+
+    artifact: Artifact
+    job: Job
+
+    @property
+    def method(self) -> str:
+        """What the artifact serves: mera, logit_bias or mera+bias."""
+        return str(self.artifact.manifest["steering"].get("method", "mera"))
+
+    def requests(self, prompts: Prompts) -> list[GenerationRequest]:
+        """What asks for the served candidate's answers. Its vectors are registered under the digest."""
+        steering, bias = self.artifact.manifest["steering"], self.artifact.label_bias
+        positions = tuple(found) if isinstance(found := steering["positions"], list) else found
+        policy = Policy(self.artifact.digest, alpha=self.artifact.alpha, positions=positions)
+        added = None if bias is None or "bias" not in self.method else tuple(bias.tolist())
+        return prompts.requests(None if self.method == "logit_bias" else policy, added)
+
+
+def renewals(
+    loaded: LoadedModel,
+    identity: ModelIdentity,
+    store: Path,
+    *,
+    task: str | None = None,
+    probe: str | None = None,
+    data: Path | None = None,
+    search: Sequence[Path] = (),
+) -> list[Renewal]:
+    """What is to be tested again: the artifact whose digest starts with `probe`; else the default one of `task`, a name or a path,
+    or of every task whose default is certified. identity: that of `loaded`. data, search: as for `pipeline.prepare`.
+
+    Raises InvalidInput where nothing is certified, UnknownProbe, UnknownTask, and BadTask or BadSplits where task or rows changed.
+    """
+    entries, defaults = snapshot([store], identity)
+    chosen = [resolve_prefix(entries, probe)] if probe is not None else [defaults[name] for name in sorted(defaults)]
+    known = None if task is None else load_task(task, data=data, search=search)
+    found = [
+        entry.artifact
+        for entry in chosen
+        if entry.artifact and entry.artifact.certified and (known is None or entry.task == known.name)
+    ]
+    if not found:
+        raise InvalidInput(
+            f"recertify: {store} holds nothing certified for this model under the probe or task that was named; "
+            "see mera probes list, and calibrate with mera run"
+        )
+    if data is not None and known is None:
+        raise InvalidInput("data: given without the task whose rows they are; give --task too")
+    return [_renewal(artifact, loaded, store, known, search) for artifact in found]
+
+
+def _renewal(
+    artifact: Artifact, loaded: LoadedModel, store: Path, known: Task | None, search: Sequence[Path]
+) -> Renewal:
+    """Raises BadTask or BadSplits unless task and calibration rows are those of the artifact."""
+    job = prepare(loaded, known or artifact.task.name, store, Options(), search=search)
+    then, now = asdict(artifact.task), asdict(job.served)
+    for name, value in then.items():
+        if now[name] != value:
+            raise BadTask(
+                f"task {artifact.task.name!r}: {name}: not what artifact {artifact.digest[:12]} was calibrated with; "
+                "give that task file, or calibrate again with mera run"
+            )
+    rows = artifact.manifest["splits"]["calibration"]
+    if not rows or job.splits.digests["calibration"] != rows:
+        raise BadSplits(
+            f"task {artifact.task.name!r}: splits.calibration: not the rows that artifact {artifact.digest[:12]} was "
+            "calibrated with; give those with --data, or calibrate again with mera run"
+        )
+    return Renewal(artifact, job)
+
+
+def recertify(renewal: Renewal, bars: Bars | None = None) -> dict[str, Any]:
+    """Publishes the artifact with its new certificate, or abstaining, as the task's default; a report of it, JSON-able."""
+    job, old = renewal.job, renewal.artifact
+    prompts = job.prompts(job.splits.calibration)
+    labels = [example.label for example in job.splits.calibration]
+    asked = [prompts.requests(), renewal.requests(prompts)]
+    with running(job.loaded, prompts.longest) as engine:
+        if renewal.method != "logit_bias":
+            engine.register(old.digest, old.vectors)
+        with (bars or Bars()).bar("recertify", 2 * len(labels)) as bar:
+            before, after = (answers(engine, requests, bar).correct(labels) for requests in asked)
+    level = {name: old.calibration[name] for name in ("delta", "epsilon", "chances", "test")}
+    certificate = certify([old.calibration["chosen"]], lambda _: (before, after), **level)
+    document = _document(old, certificate)
+    manifest = _manifest(renewal, certified=certificate.certified)
+    folder = publish(job.store, manifest=manifest, calibration=document, tensors=_tensors(old))
+    return {
+        "task": old.task.name,
+        "recertifies": old.digest,
+        "artifact": load(folder).digest,
+        "decision": document["decision"],
+        "reason": document["reason"],
+        "runtime": manifest["runtime"],
+        "certificate": certificate_in(document),
+        "before": certificate_in(old.calibration),
+    }
+
+
+def _document(old: Artifact, certificate: Certificate) -> dict[str, Any]:
+    """calibration.json: what was ranked then, what was tested now."""
+    tested = {"key" if name == "candidate" else name: value for name, value in asdict(certificate.tested[0]).items()}
+    reason = "uncertified" if old.vectors.active_layers else "no_probe"
+    return {
+        **{name: old.calibration[name] for name in KEPT},
+        "decision": "certified" if certificate.certified else "abstained",
+        "reason": None if certificate.certified else reason,
+        "chosen": certificate.chosen,
+        "tested": [tested],
+        "recertifies": old.digest,
+    }
+
+
+def _manifest(renewal: Renewal, *, certified: bool) -> dict[str, Any]:
+    """The artifact's own, with the present runtime and versions. Abstaining, there is no α and no method to serve."""
+    old, job = renewal.artifact.manifest, renewal.job
+    steering = dict(old["steering"])
+    if not certified:
+        steering = {name: value for name, value in steering.items() if name != "method"} | {"alpha": None}
+    return {
+        **old,
+        "certified": certified,
+        "model": job.identity.manifest(),
+        "steering": steering,
+        "runtime": {"dtype": job.loaded.dtype, "attention": job.loaded.attention},
+        "versions": job.versions,
+    }
+
+
+def _tensors(artifact: Artifact) -> dict[str, torch.Tensor]:
+    names = ("weight", "bias", "step", "contrastive", "label_bias")
+    return {name: tensor for name in names if (tensor := getattr(artifact, name)) is not None}

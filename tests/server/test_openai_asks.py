@@ -1,0 +1,146 @@
+"""From a body and its prompts to the plans of its choices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from mera_server.catalog import Catalog
+from mera_server.openai.asks import Ask, asks_of, check_fields, in_words_of
+from mera_server.openai.prompts import Prompt
+from mera_server.openai.schemas import ChatBody, CompletionBody
+from mera_server.resolve import Limits
+
+from merasteer.errors import InvalidInput, PromptTooLong, Unsupported
+from merasteer.types import Policy, Sampling
+
+PROMPTS = [Prompt("prompt[0]", "Say: hello Label:", (1, 2, 3)), Prompt("prompt[1]", "else", (4,))]
+
+
+def completion(**fields: Any) -> CompletionBody:
+    return CompletionBody(model="m", prompt="x", **fields)
+
+
+def chat(**fields: Any) -> ChatBody:
+    return ChatBody.model_validate({"model": "m", "messages": [{"role": "user", "content": "x"}], **fields})
+
+
+@pytest.fixture
+def asks(catalog: Catalog) -> Any:
+    """The asks of a body on two prompts, `task` being the one that the model's name carries."""
+
+    def make(body: Any, task: str | None = None, prompts: Any = None, room: int = 100, **limits: Any) -> list[Ask]:
+        served = None if task is None else catalog.task(task)
+        return asks_of(body, prompts or PROMPTS, served, catalog, Limits(**limits), room)
+
+    return make
+
+
+def test_n_choices_of_each_prompt_draw_with_the_seeds_behind_the_first(asks: Any) -> None:
+    made = asks(completion(n=3, seed=2**63 - 2, temperature=0.5))
+    assert [ask.index for ask in made] == list(range(6))
+    assert [ask.prompt for ask in made] == [PROMPTS[0]] * 3 + [PROMPTS[1]] * 3
+    assert [ask.plan.sampling.seed for ask in made] == [2**63 - 2, 2**63 - 1, 0] * 2
+    unseeded = asks(completion(n=2, temperature=0.5))
+    first, second = (ask.plan.sampling.seed for ask in unseeded[:2])
+    assert second == first + 1
+    assert len({ask.plan.sampling.seed for ask in unseeded}) == 4
+
+
+def test_every_field_is_in_the_plan(asks: Any) -> None:
+    body = completion(
+        max_tokens=5, temperature=0.5, top_p=0.9, top_k=4, seed=8, stop="x", logprobs=0, echo=True, details="trace",
+        steering={"alpha": 0.2},
+    )  # fmt: skip
+    made = asks(body, "good")[0]
+    assert made.echo == PROMPTS[0].text
+    plan = made.plan
+    assert (plan.max_new_tokens, plan.stop, plan.tokens, plan.trace) == (5, ("x",), True, True)
+    assert plan.sampling == Sampling(0.5, 4, 0.9, 8)
+    assert plan.policy == Policy("aa" * 32, 0.2)
+
+
+def test_how_many_tokens_where_none_is_given(asks: Any) -> None:
+    """A completion has sixteen; a chat what there is room for; a task its own."""
+    assert [ask.plan.max_new_tokens for ask in asks(completion())] == [16, 16]
+    assert [ask.plan.max_new_tokens for ask in asks(chat())] == [97, 99]
+    assert [ask.plan.max_new_tokens for ask in asks(chat(), max_new_tokens=50)] == [50, 50]
+    assert [ask.plan.max_new_tokens for ask in asks(chat(), room=2)] == [
+        1,
+        1,
+    ]  # the engine will say that it does not fit
+    for body in (completion(), chat()):
+        assert [ask.plan.max_new_tokens for ask in asks(body, "good")] == [1, 1]
+        assert [ask.plan.max_new_tokens for ask in asks(body, default_task="good")] == [1, 1]
+    assert asks(chat(max_completion_tokens=7, max_tokens=7))[0].plan.max_new_tokens == 7
+
+
+def test_the_certificate(asks: Any) -> None:
+    """It covers the task's own prompt, and only the tokens that its text gives."""
+    own, other = asks(completion(), "good")
+    assert own.plan.why == ()
+    assert other.plan.why == ("the prompt does not match the task's template",)
+    tokens = Prompt("prompt", PROMPTS[0].text, (9,), plain=False)
+    assert asks(completion(), "good", [tokens])[0].plan.why == (
+        "the prompt's tokens are not those that its text gives",
+    )
+    assert asks(completion(), "bare", [tokens])[0].plan.why == ()
+
+
+def test_the_task_of_the_models_name(asks: Any) -> None:
+    asked, named = completion(steering={"task": "good"}, seed=1), completion(seed=1)
+    assert asks(asked) == asks(named, "good") == asks(asked, "good")
+    assert asks(completion(steering={"task": "good", "method": "none"}), "good")[0].plan.decision == "off"
+    with pytest.raises(InvalidInput, match=r"^steering\.task: another task than that of the model's name"):
+        asks(completion(steering={"task": "weak"}), "good")
+    with pytest.raises(InvalidInput, match=r"^steering\.probe: belongs to another task"):
+        asks(completion(steering={"probe": "bb"}), "good")
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "message"),
+    [
+        (completion(max_tokens=2000), InvalidInput, "^max_tokens: above the limit"),
+        (chat(max_tokens=2000), InvalidInput, "^max_tokens: above the limit"),
+        (chat(max_completion_tokens=2000), InvalidInput, "^max_completion_tokens: above the limit"),
+        (completion(n=65), InvalidInput, "^n: makes more than 128 choices of 2 prompts"),
+        (completion(logprobs=1, temperature=1), Unsupported, "^logprobs: beside the chosen tokens"),
+        (chat(logprobs=True, top_logprobs=1, temperature=1), Unsupported, "^top_logprobs: beside the chosen tokens"),
+    ],
+)
+def test_what_is_refused(asks: Any, body: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        asks(body)
+
+
+def test_the_likeliest_token_is_not_known_under_a_label_bias(asks: Any, catalog: Catalog) -> None:
+    catalog.latest["good"] = replace(catalog.latest["good"], label_bias=(0.5, -0.5))  # type: ignore[index]
+    assert asks(completion(logprobs=1), "good")
+    with pytest.raises(Unsupported, match=r"^logprobs: beside"):
+        asks(completion(logprobs=1, steering={"method": "logit_bias"}), "good")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (completion(stream_options={}), "^stream_options: given without stream"),
+        (completion(echo=True, logprobs=0), "^echo: log-probabilities of a prompt's tokens"),
+        (chat(top_logprobs=0), "^top_logprobs: given without logprobs"),
+        (chat(max_tokens=4, max_completion_tokens=5), "^max_tokens: differs from max_completion_tokens"),
+    ],
+)
+def test_fields_that_contradict_each_other(body: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        check_fields(body)
+
+
+def test_errors_in_the_words_of_the_body() -> None:
+    engine = PromptTooLong("inputs: 9 prompt tokens and max_new_tokens 3 exceed the 8 that fit; lower max_new_tokens")
+    said = in_words_of(chat(max_completion_tokens=3), "messages", engine)
+    assert type(said) is PromptTooLong
+    assert str(said) == (
+        "messages: 9 prompt tokens and max_completion_tokens 3 exceed the 8 that fit; lower max_completion_tokens"
+    )
+    positions = in_words_of(completion(), "prompt", InvalidInput("positions: one lies beyond the prompt"))
+    assert str(positions) == "steering.positions: one lies beyond the prompt"
