@@ -21,6 +21,7 @@ class EngineConfig:
     max_policies: resident steering vectors per hook point. max_batch_tokens: tokens of one forward pass (longer prompts are
     prefilled in chunks). cache_tokens: tokens the KV cache holds over all requests, a multiple of page_size.
     share_prefixes: equal beginnings of prompts are computed once, as far as no policy touches them (`tables.untouched`).
+    pack_weights: on a CPU, weights are held in the layout that multiplies fastest (`packing`); the model is as it was after `stop`.
     capture: hook points whose activations at the answer position are returned with every answer.
     cuda_graphs, async_batching: GPU only; on a CPU the library turns both off.
     """
@@ -32,6 +33,7 @@ class EngineConfig:
     cache_tokens: int = 16_384
     page_size: int = 32
     share_prefixes: bool = True
+    pack_weights: bool = True
     capture: tuple[HookPoint, ...] = ()
     cuda_graphs: bool = False
     async_batching: bool = False

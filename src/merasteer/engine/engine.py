@@ -23,6 +23,7 @@ from merasteer.engine.admission import check, end_tokens
 from merasteer.engine.batching import SteeringManager, Step
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.loading import LoadedModel
+from merasteer.engine.packing import can_pack, packed
 from merasteer.engine.run import Resident, Run
 from merasteer.engine.steer import Steering, Switches
 from merasteer.engine.tables import OPEN, movable_layers, resume_position, untouched
@@ -72,6 +73,8 @@ class Engine:
             raise EngineFailed("engine: it was started already; stop it first")
         self.failure = None
         with ExitStack() as stack:
+            if self.config.pack_weights and can_pack():
+                stack.enter_context(packed(self.loaded.model))
             stack.enter_context(self._steering.attached())
             stack.callback(self.loaded.model.set_attn_implementation, self.loaded.attention)
             manager = SteeringManager(self.loaded.model, self._steering, self, self.config)

@@ -1,0 +1,73 @@
+"""Packed weights: the same products, and the model as it was afterwards, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from merasteer.engine import Engine, EngineConfig, LoadedModel
+from merasteer.engine.packing import can_pack, packed
+from merasteer.types import GenerationRequest
+
+from .conftest import tiny
+
+pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+
+
+def small(dtype: torch.dtype, *, tied: bool) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=48, intermediate_size=100, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=tied, attention_bias=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_products_are_the_same_and_weights_come_back(dtype: torch.dtype, close: float, tied: bool, rows: int) -> None:
+    model, ids = small(dtype, tied=tied), torch.randint(0, 300, (1, rows))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        plain = model(ids).logits
+        with packed(model):
+            assert model.model.layers[0].mlp.gate_proj.weight.numel() == 0  # the plain one is not held twice
+            assert model.lm_head.weight.numel() == (300 * 48 if tied else 0)  # but for what the embedding holds too
+            torch.testing.assert_close(model(ids).logits, plain, atol=close, rtol=close)
+        assert torch.equal(model(ids).logits, plain)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_weights_come_back_after_an_error() -> None:
+    model = small(torch.float32, tied=False)
+    before = model.lm_head.weight.clone()
+    with pytest.raises(ZeroDivisionError), packed(model):
+        1 / 0  # noqa: B018
+    assert torch.equal(model.lm_head.weight, before)
+
+
+def test_an_engine_packs_and_gives_back() -> None:
+    loaded: LoadedModel = tiny("llama")
+    request = GenerationRequest((5, 6, 7, 8), 6)
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    answers = []
+    for pack in (True, False):
+        with Engine(loaded, EngineConfig(pack_weights=pack)) as engine:
+            assert (loaded.model.lm_head.weight.numel() == 0) == pack
+            answers.append(engine.submit(request).result(30).tokens)
+    assert answers[0] == answers[1]
+    assert all(torch.equal(before[name], value) for name, value in loaded.model.state_dict().items())
+
+
+def test_a_start_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny("llama")
+    engine = Engine(loaded, EngineConfig())
+    monkeypatch.setattr(engine._steering, "rehook", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.start()
+    assert loaded.model.lm_head.weight.numel() == loaded.vocab * loaded.width
