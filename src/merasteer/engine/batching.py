@@ -6,6 +6,7 @@ What is added to the library, and where:
   prepare   before each batch is prepared the engine hands over waiting requests and cancellations.
   finish    the logits list ends each step: class logits, sampling, counts (`Steering.finish`).
   update    before the library applies a step's tokens the report is read; only delivered tokens reach the engine.
+  carry     what belongs to a request (its slot and what it asks for) travels with it to every rank of a tensor-parallel group.
   share     the library shares cache blocks by their tokens alone; here only those whose keys and values no policy touches.
 If a part is missing in the installed version, `check_seams` fails at start-up and names it.
 """
@@ -50,6 +51,7 @@ from merasteer.errors import SeamMissing
 __all__ = ["Delivered", "Sink", "SteeringManager", "Step", "cache_bytes_per_token", "check_seams"]
 
 ROWS = 2
+CARRIED = "mera"  # the name under which the library carries what belongs to a request, to every rank
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Sink(Protocol):
 
     def on_prepare(self) -> None: ...
 
+    def on_admitted(self, carried: Any) -> None:
+        """What `SteeringManager.carry` sent along with a request, on every rank of a group, before anything else asks for it."""
+
     def on_batch(self, states: Sequence[Any], *, decoding: bool) -> list[int]:
         """The slots of the requests of a batch, in order; decoding: each has one token and gets another.
 
@@ -94,6 +99,9 @@ class Sink(Protocol):
 
     def on_fatal(self, error: BaseException) -> None: ...
 
+    def on_ended(self) -> None:
+        """The loop has ended, whoever asked for it."""
+
 
 class _Rows(ContinuousBatchingLogitsProcessorList):
     """The library's logits list with two more rows, always processed."""
@@ -103,6 +111,10 @@ class _Rows(ContinuousBatchingLogitsProcessorList):
         self.tensors_required += ROWS
         self.do_processing = True
         self._steering, self._sink = steering, sink
+
+    def check_kwargs(self, kwargs: dict[str, Any]) -> None:
+        """Called by the library for each new request, on every rank, with what was sent along."""
+        self._sink.on_admitted(kwargs[CARRIED])
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         super().fill_defaults(int32_tensor[:-ROWS])
@@ -163,6 +175,21 @@ class SteeringManager(ContinuousBatchingManager):
         self._generation_thread = threading.Thread(target=self._run_generation_loop, name="mera-engine", daemon=True)
         self._generation_thread.start()
 
+    def _run_generation_loop(self) -> None:
+        super()._run_generation_loop()
+        self._sink.on_ended()
+
+    def hand_over(self, request_id: str, prompt: list[int], new: int, eos: list[int], carried: Any) -> bool:
+        """Gives a request to the library; False if it takes none any more. What is carried goes to every rank with it."""
+        eos_token_id = eos or -1
+        return self.add_request(prompt, request_id, new, eos_token_id=eos_token_id, **{CARRIED: carried}) is not None
+
+    def wait(self) -> None:
+        """Blocks until the generation loop has ended."""
+        thread = self._generation_thread
+        if thread is not None:
+            thread.join()
+
     def wake(self) -> None:
         """Makes an idle loop look for work at once."""
         self._wake_up_loop.set()
@@ -176,16 +203,6 @@ class SteeringManager(ContinuousBatchingManager):
         outer = processor.inputs_and_outputs
         for io in [pair.device_io for pair in getattr(outer, "io_pairs", ())] or [outer]:
             io.graphs = CudaGraphBuffer()
-
-    def cancel_request(self, request_id: str) -> None:
-        """Cancels a request that was handed over; called on the generation thread alone.
-
-        After an eviction the library admits nobody until a request *finishes*. A cancellation frees cache too: without this, the
-        evicted request and all behind it would wait for ever once the others have been cancelled.
-        """
-        super().cancel_request(request_id)
-        if self.batch_processor is not None:
-            self.batch_processor.scheduler.block_new_requests = False
 
     @property
     def cache_used_ratio(self) -> float:
@@ -202,6 +219,7 @@ class SteeringManager(ContinuousBatchingManager):
         processor = super()._create_batch_processor()
         prepare, update = processor.prepare_next_batch, processor.update_batch
         _share_untouched(processor, self._sink)
+        _admit_after_cancellations(processor.scheduler)
 
         def prepare_next_batch() -> bool:
             with self._stream():
@@ -250,7 +268,13 @@ class SteeringManager(ContinuousBatchingManager):
     def _handle_critical_error(self, error: Exception, batch_processor: Any) -> None:
         self._sink.on_fatal(error)
         self.ready.set()
-        super()._handle_critical_error(error, batch_processor)
+        if self.distributed_helper.tp_size == 1:
+            super()._handle_critical_error(error, batch_processor)
+            return
+        # The library would tell the other ranks, which wait for this one in the middle of a layer: neither would ever go on. They
+        # fail as soon as this process exits, as it is to do now.
+        self._fail_all_remaining_requests(error, batch_processor)
+        self.background_thread_status.record_fatal_error(error)
 
     def _stream(self) -> Any:
         """The stream that the batch computes on, so that table writes and report copies keep its order."""
@@ -320,6 +344,22 @@ def _share_untouched(processor: Any, sink: Sink) -> None:
     paged.search_prefix_match, paged.mark_complete_blocks = search_prefix_match, mark_complete_blocks
 
 
+def _admit_after_cancellations(scheduled: Any) -> None:
+    """After an eviction the library admits nobody until a request *finishes*. A cancellation frees cache too.
+
+    Without this, the evicted request and all behind it would wait for ever once the others have been cancelled.
+    """
+    clear = scheduled.clear_cancelled_requests
+
+    def clear_cancelled_requests() -> Any:
+        cancelled = clear()
+        if cancelled:
+            scheduled.block_new_requests = False
+        return cancelled
+
+    scheduled.clear_cancelled_requests = clear_cancelled_requests
+
+
 def cache_bytes_per_token(model: Any) -> int:
     """What the keys and values of one token take over all layers."""
     config = model.config.get_text_config()
@@ -328,6 +368,7 @@ def cache_bytes_per_token(model: Any) -> int:
 
 
 _SEAMS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
+    (ContinuousBatchingLogitsProcessorList, "check_kwargs", ("kwargs",)),
     (ContinuousBatchingLogitsProcessorList, "fill_defaults", ("int32_tensor",)),
     (ContinuousBatchingLogitsProcessorList, "prepare_tensor_args", ("requests_in_batch", "arg_storage")),
     (ContinuousBatchingLogitsProcessorList, "__call__", ("input_ids", "scores", "logits_processor_args")),
@@ -349,6 +390,7 @@ _SEAMS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (CacheAllocator, "match_prefix_blocks", ("prompt_ids",)),
     (CacheAllocator, "mark_complete_blocks", ("request_id", "token_ids")),
     (OutputRouter, "deliver_batch", ("outputs",)),
+    (scheduler.Scheduler, "clear_cancelled_requests", ()),
     (scheduler.Scheduler, "finish_request", ("request_id",)),
     (scheduler.FIFOScheduler, "_process_candidates", ("candidates",)),
     (requests.RequestState, "update_and_check_completion", ("token_id",)),

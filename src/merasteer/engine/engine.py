@@ -73,7 +73,7 @@ class Engine:
             raise EngineFailed("engine: it was started already; stop it first")
         self.failure = None
         with ExitStack() as stack:
-            if self.config.pack_weights and can_pack():
+            if self.config.pack_weights and can_pack(self.loaded.model):
                 stack.enter_context(packed(self.loaded.model))
             stack.enter_context(self._steering.attached())
             stack.callback(self.loaded.model.set_attn_implementation, self.loaded.attention)
@@ -92,6 +92,16 @@ class Engine:
         if manager is not None:
             self._stack.close()
             self._fail_all(EngineFailed("engine: it was stopped before the request was answered; send it again"))
+
+    @property
+    def leads(self) -> bool:
+        """Whether requests are sent to this process: always, but for the ranks behind the first of a tensor-parallel group."""
+        return self._manager is None or self._manager.is_tp_driver
+
+    def follow(self) -> None:
+        """On a rank that does not lead: blocks until the group stops. Every rank registers the same vectors and runs its engine."""
+        if self._manager is not None:
+            self._manager.wait()
 
     def __enter__(self) -> Engine:
         self.start()
@@ -155,6 +165,8 @@ class Engine:
         fails.
         Raises EmptyInputs, PromptTooLong, InvalidInput, Overloaded (the waiting queue is full) or EngineFailed.
         """
+        if not self.leads:
+            raise EngineFailed("engine: this rank follows another; send requests to rank 0")
         check(request, self.loaded, self.max_tokens)
         # The text of a watched request is the one that the watcher's own stream joins to.
         stream = self.text_stream(request.prompt, request.stop) if request.stop or on_token is not None else None
@@ -249,22 +261,36 @@ class Engine:
     def _hand_over(self, run: Run, manager: SteeringManager) -> None:
         if run.future.cancelled():
             return  # it ends by way of the cancellations
-        request, run.slot = run.request, self._slots.pop()
-        self._steering.slots.assign(run.slot, request)
-        if run.resident is not None and request.policy is not None:
-            self._steering.tables[run.resident.hook_point].assign(run.slot, run.resident.row, request.policy)
-        accepted = manager.add_request(
-            list(request.prompt),
-            request_id=run.id,
-            max_new_tokens=request.max_new_tokens,
-            eos_token_id=sorted(self._eos) or -1,
-        )
-        if accepted is None:
+        request = run.request
+        self._seat(run, self._slots.pop())
+        carried = (run.id, run.slot, request)
+        if not manager.hand_over(run.id, list(request.prompt), request.max_new_tokens, sorted(self._eos), carried):
             self._fail(run, EngineFailed("engine: the batch takes no more requests; restart the server"))
+
+    def _seat(self, run: Run, slot: int) -> None:
+        """Writes a run's rows."""
+        run.slot = slot
+        self._steering.slots.assign(slot, run.request)
+        if run.resident is not None and run.request.policy is not None:
+            self._steering.tables[run.resident.hook_point].assign(slot, run.resident.row, run.request.policy)
+
+    def on_admitted(self, carried: tuple[str, int, GenerationRequest]) -> None:
+        """A request is about to be scheduled. On the rank that leads it is known; the others learn of it here."""
+        run_id, slot, request = carried
+        if run_id in self._runs:
+            return
+        with self._lock:
+            for run in [run for run in self._runs.values() if run.slot == slot]:
+                self._free(run)  # cancelled by the leading rank, which has given its slot to this one
+            run = Run(run_id, request, self._resident(request), None, self._eos)
+            if run.resident is not None:
+                run.resident.users += 1
+            self._runs[run_id] = run
+            self._seat(run, slot)
 
     def on_batch(self, states: Sequence[Any], *, decoding: bool) -> list[int]:
         """The slots of a batch. A request that the library restarted has another state: its positions count on from before."""
-        runs = [self._runs[state.request_id] for state in states]
+        runs = [self._known(state.request_id) for state in states]
         for run, state in zip(runs, states, strict=True):
             if run.state is not state:
                 if run.state is not None and run.request.policy is not None:
@@ -274,6 +300,14 @@ class Engine:
         if not self.config.cuda_graphs:
             self._switch(runs, decoding)
         return [run.slot for run in runs]
+
+    def _known(self, request_id: str) -> Run:
+        run = self._runs.get(request_id)
+        if run is None:
+            raise EngineFailed(
+                f"engine: request {request_id} is not known here; with several ranks, register the same vectors on each before it is sent"
+            )
+        return run
 
     def _switch(self, runs: list[Run], decoding: bool) -> None:
         """Turns on what the requests of the next pass need; nothing has to be found out again about the same requests."""
@@ -316,7 +350,8 @@ class Engine:
         run = self._runs.get(request_id)
         if run is not None:
             self._end(run)
-            self._answer(run, run.finish_reason())
+            if self.leads:
+                self._answer(run, run.finish_reason())
 
     def on_failed(self, request_id: str, error: str) -> None:
         """The library gave a request up."""
@@ -331,6 +366,11 @@ class Engine:
         self._fail_all(
             EngineFailed(f"engine: the generation loop died ({type(error).__name__}: {error}); restart the server")
         )
+
+    def on_ended(self) -> None:
+        """The loop has ended. If nobody here asked for it, another rank has stopped or died."""
+        if self._manager is not None and self.failure is None:
+            self.on_fatal(RuntimeError("another rank of the group has stopped"))
 
     # ------------------------------------------------------------------------------------- answering
 
@@ -369,16 +409,20 @@ class Engine:
     def _end(self, run: Run) -> None:
         """Frees a run's slot and row. A batch still in flight writes to the slot before the next owner does, in stream order."""
         with self._lock:
-            if self._runs.pop(run.id, None) is None:
-                return
-            if run.slot:
-                self._steering.slots.clear(run.slot)
-                for table in self._steering.tables.values():
-                    table.clear(run.slot)
+            if run.id in self._runs:
+                self._free(run)
+
+    def _free(self, run: Run) -> None:
+        del self._runs[run.id]
+        if run.slot:
+            self._steering.slots.clear(run.slot)
+            for table in self._steering.tables.values():
+                table.clear(run.slot)
+            if self.leads:
                 self._slots.append(run.slot)
-            if run.resident is not None:
-                run.resident.users -= 1
-                self._drop_if_unused(run.resident)
+        if run.resident is not None:
+            run.resident.users -= 1
+            self._drop_if_unused(run.resident)
 
 
 def _switches(runs: Sequence[Run]) -> Switches:

@@ -10,7 +10,7 @@ import torch
 
 from merasteer.engine.hub import fetch, first_line
 from merasteer.engine.layers import ARCHITECTURES, decoder_layers, family_of
-from merasteer.engine.placement import LARGER, DeviceMap, check_placement, target_of
+from merasteer.engine.placement import LARGER, DeviceMap, check_group, check_placement, target_of
 from merasteer.errors import InvalidInput, MeraError, UnsupportedModel
 
 __all__ = ["LoadedModel", "load_model", "wrap_model"]
@@ -45,19 +45,26 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     device_map: DeviceMap | None = None,
+    tensor_parallel: int = 1,
 ) -> LoadedModel:
     """The model named by a local folder or a hub id. Remote code is never run.
 
     dtype: auto (float32 on a CPU, the checkpoint's elsewhere) | float32 | bfloat16 | float16. device: auto | cpu | cuda[:n].
     device_map: in place of device, where accelerate puts the weights: auto | balanced | balanced_low_0 | sequential, a device, or
     a device per module. The engine runs on one device, so a map that spreads or offloads the model is an error.
+    tensor_parallel: into how many parts the library's plan cuts the weights, one per process of a group (torchrun); each process
+    then loads its own part.
     Raises UnsupportedModel where the architecture is not in the hook table, InvalidInput where it cannot be loaded.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.distributed import DistributedConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     target = target_of(device, device_map)
+    if tensor_parallel > 1:
+        check_group(tensor_parallel, device_map)
+        target = target_of(device, None)
     weights = _dtype(dtype, target)
     folder = Path(id_or_dir)
     if not folder.is_dir() and (
@@ -72,10 +79,15 @@ def load_model(
         _check_architecture(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=weights, device_map=device_map, trust_remote_code=False, use_safetensors=True
+            folder,
+            dtype=weights,
+            device_map=device_map,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **({"distributed_config": DistributedConfig(tp_size=tensor_parallel)} if tensor_parallel > 1 else {}),
         )
         check_placement(model, device_map)
-        model = model if device_map is not None else model.to(target)
+        model = model if device_map is not None or tensor_parallel > 1 else model.to(target)
     except MeraError:
         raise
     except torch.OutOfMemoryError as error:

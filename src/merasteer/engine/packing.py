@@ -21,8 +21,10 @@ _ROWS = 32  # the number of rows that the layout is chosen for; measured the sam
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-def can_pack() -> bool:
-    """Whether the installed torch has what it takes."""
+def can_pack(model: nn.Module) -> bool:
+    """Whether the installed torch has what it takes, and the weights are whole, not one rank's part."""
+    if any(type(parameter.data) is not torch.Tensor for parameter in model.parameters()):
+        return False
     ops = torch.ops.mkldnn
     available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     return available and all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))

@@ -8,6 +8,7 @@ So a map that spreads or offloads a model is an error that says what to do.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from merasteer.errors import InvalidInput
 
-__all__ = ["LARGER", "DeviceMap", "check_placement", "target_of"]
+__all__ = ["LARGER", "DeviceMap", "check_group", "check_placement", "target_of"]
 
 DeviceMap = str | Mapping[str, str | int]  # as from_pretrained takes it
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")  # of accelerate
@@ -52,6 +53,17 @@ def _device(field: str, device: str) -> torch.device:
             + ("cuda:0" if torch.cuda.is_available() else "cpu")
         )
     return target
+
+
+def check_group(size: int, device_map: DeviceMap | None) -> None:
+    """Raises InvalidInput unless this is one of `size` processes that torchrun started."""
+    if device_map is not None:
+        raise InvalidInput("tensor_parallel: it places the model itself; leave device_map out")
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != size:
+        raise InvalidInput(
+            f"tensor_parallel: {size} parts need as many processes and {started} run; start them by torchrun --nproc-per-node {size}"
+        )
 
 
 def check_placement(model: Any, device_map: DeviceMap | None) -> None:
