@@ -11,7 +11,7 @@ from merasteer.engine import Engine, EngineConfig, wrap_model
 from merasteer.engine.batching import check_seams
 from merasteer.engine.steer import COUNTS, Facts, Moves, Steering
 from merasteer.engine.tables import NEVER, SlotTable
-from merasteer.errors import InvalidInput, SeamMissing, UnsupportedModel
+from merasteer.errors import EngineFailed, InvalidInput, SeamMissing, UnsupportedModel
 from merasteer.types import GenerationRequest, Policy
 
 
@@ -110,7 +110,7 @@ def test_hooks_are_gone_after_any_error(llama):
 
 def test_an_unknown_request_stops_the_loop_rather_than_going_unsteered(llama):
     engine = Engine(llama)
-    with pytest.raises(KeyError):
+    with pytest.raises(EngineFailed, match="not known"):
         engine.on_batch([type("State", (), {"request_id": "stranger"})()], decoding=True)
 
 
