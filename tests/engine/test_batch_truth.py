@@ -173,3 +173,7 @@ def test_batch_equals_generate(serve, prompts, llama):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
         )
         assert answer.tokens == tuple(whole[0, len(prompt) :].tolist())
+
+
+def test_without_packed_weights(serve, requests, alone):
+    assert_same(serve(requests, EngineConfig(max_requests=32, pack_weights=False)), alone)
