@@ -48,7 +48,7 @@ RATIOS = (
     Ratio("HTTP, details trace ÷ summary", "HTTP, 32 connections, trace", "HTTP, 32 connections", 0.95),
     Ratio("HTTP, streamed ÷ plain", "HTTP, 32 connections, streamed", "HTTP, 32 connections"),
 )
-REQUESTS = 96
+REQUESTS = 64
 TASK = """name = "words"
 labels = ["w1", "w2"]
 [variants]
