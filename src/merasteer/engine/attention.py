@@ -63,6 +63,19 @@ def _padded(
 
 
 _last: _Plan | None = None  # the plan of the forward pass in progress: one generation thread, one pass at a time
+_room: dict[
+    int, torch.Tensor
+] = {}  # where keys (0) and values (1) are gathered to, layer after layer: new memory costs more than the copy
+
+
+def _gathered(source: torch.Tensor, at: torch.Tensor, which: int) -> torch.Tensor:
+    """Rows of source (tokens, kv heads, d) at the places `at` (R, K), as (R, kv heads, K, d)."""
+    room, count = _room.get(which), at.numel()
+    fits = room is not None and room.dtype == source.dtype and room.device == source.device
+    if room is None or not fits or room.shape[1:] != source.shape[1:] or len(room) < count:
+        room = _room[which] = source.new_empty(1 << count.bit_length(), *source.shape[1:])
+    rows = torch.index_select(source, 0, at.flatten(), out=room[:count])
+    return rows.view(*at.shape, *source.shape[1:]).transpose(1, 2)
 
 
 def per_request_attention(
@@ -106,10 +119,7 @@ def per_request_attention(
         out[:, q0:q1] = answer.transpose(1, 2)
     for rows, at, mask in plan.decode:
         single = query[0].index_select(1, rows).transpose(0, 1)[:, :, None]  # (R, heads, 1, d)
-        keys, values = (
-            source.index_select(0, at.flatten()).view(*at.shape, *source.shape[1:]).transpose(1, 2)
-            for source in sources
-        )  # (R, kv heads, K, d)
+        keys, values = (_gathered(source, at, which) for which, source in enumerate(sources))
         answer = scaled_dot_product_attention(single, keys, values, attn_mask=mask, scale=scaling, enable_gqa=gqa)
         out[0].index_copy_(0, rows, answer[:, :, 0])
     return out, None
