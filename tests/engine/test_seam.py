@@ -134,3 +134,15 @@ def test_vectors_of_another_width_are_refused(llama, make_vectors):
         with pytest.raises(InvalidInput, match="registered already"):
             engine.register("v", v)
         assert engine.submit(GenerationRequest((1, 2, 3), 1, Policy("v", 0.5))).result(30).predicted_error is not None
+
+
+def test_vectors_that_are_idle_everywhere_read_and_move_nothing(llama, make_vectors):
+    idle = make_vectors(0, "residual", idle=(0, 1, 2, 3))
+    request = GenerationRequest((5, 6, 7), 4)
+    with Engine(llama) as engine:
+        bare = engine.submit(request).result(30)
+        engine.register("idle", idle)
+        answer = engine.submit(GenerationRequest((5, 6, 7), 4, Policy("idle", 0.01))).result(30)
+        assert engine.failure is None
+    assert answer.tokens == bare.tokens
+    assert (answer.steering.cells, answer.steering.steered_cells) == (0, 0)

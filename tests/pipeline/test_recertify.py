@@ -61,6 +61,7 @@ def test_where_nothing_changed_the_numbers_are_those_of_the_run(
     assert new.calibration["tested"] == [tested[old.calibration["chosen"]]]
     assert (new.certified, new.alpha, new.calibration["recertifies"]) == (True, old.alpha, old.digest)
     assert torch.equal(new.step, old.step)
+    assert new.calibration["predicted_error"] == old.calibration["predicted_error"]
     assert {**new.manifest, "digest": "", "files": {}} == {**old.manifest, "digest": "", "files": {}}
 
 

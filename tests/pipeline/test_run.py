@@ -14,7 +14,9 @@ from merasteer import store as artifacts
 from merasteer.engine import LoadedModel
 from merasteer.engine.layers import family_of
 from merasteer.errors import BadSplits, InvalidInput
-from merasteer.pipeline import Options, run
+from merasteer.pipeline import Options, prepare, run
+from merasteer.pipeline.batch import running
+from merasteer.types import Policy
 
 KEYS = {
     "task", "model", "decision", "reason", "artifact", "method", "alpha", "hook_point", "direction", "n", "accuracy", "spi",
@@ -51,6 +53,25 @@ def test_the_published_artifact_is_the_reported_one(finished, loaded: LoadedMode
     assert entry.artifact.contrastive is not None
     assert entry.artifact.label_bias is not None
     assert artifacts.default_entry([entry], [finished.store], artifacts.model_slug(loaded.id), "desks") is entry
+
+
+def test_the_predicted_error_of_the_calibration_split_is_that_of_the_served_path(finished, loaded: LoadedModel) -> None:
+    [entry] = artifacts.scan([finished.store])
+    artifact = entry.artifact
+    assert artifact is not None
+    job = prepare(loaded, finished.task, finished.store, finished.options)
+    policy = Policy("served", alpha=artifact.alpha, positions=artifact.manifest["steering"]["positions"])
+    prompts = job.prompts(job.splits.calibration)
+    with running(loaded, prompts.longest) as engine:
+        engine.register("served", artifact.vectors)
+        read = {
+            name: [engine.submit(request).result(60).predicted_error.before for request in prompts.requests(asked)]
+            for name, asked in (("served", policy), ("unsteered", Policy("served")))
+        }
+    assert artifact.calibration["predicted_error"]["n"] == len(job.splits.calibration)
+    mean = {name: sum(values) / len(values) for name, values in read.items()}
+    assert artifact.calibration["predicted_error"]["mean"] == pytest.approx(mean["served"], abs=1e-4)
+    assert abs(mean["served"] - mean["unsteered"]) > 0.01  # the two are told apart
 
 
 def test_equal_inputs_give_equal_files(finished, loaded: LoadedModel, tmp_path: Path) -> None:

@@ -242,8 +242,8 @@ class Steering:
             self._facts = facts = Facts(kwargs, self.slots)
             for point, table in self.tables.items():
                 wanted = table.in_use if self.switches.rows is None else self.switches.rows.get(point, ())
-                if wanted:
-                    facts.moves[point] = Moves(facts, table, table.rows(wanted), strength=self.switches.strength)
+                if wanted and (rows := table.rows(wanted)).layers:  # none where every layer is idle
+                    facts.moves[point] = Moves(facts, table, rows, strength=self.switches.strength)
 
     def _hook(self, point: HookPoint, layer: int) -> Callable[[torch.Tensor], torch.Tensor | None]:
         def act(hidden: torch.Tensor) -> torch.Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from merasteer.engine.text import encode
 from merasteer.pipeline.progress import Bar
 from merasteer.types import Example, Generation, GenerationRequest, HookPoint, Policy, ServedTask
 
-__all__ = ["Answers", "Prompts", "answers", "generations", "running", "sizes"]
+__all__ = ["Answers", "Prompts", "answers", "generations", "predicted_error", "running", "sizes"]
 
 MAX_REQUESTS = 64
 BATCH_TOKENS = 2048  # nobody waits for a token here: 421 prompts of 51 tokens a second, against 287 at the server's 512
@@ -146,3 +147,13 @@ def answers(engine: Engine, requests: Sequence[GenerationRequest], bar: Bar) -> 
     label = [-1 if answer is None or answer.label is None else answer.label for answer in found]
     probabilities = [answer.probabilities for answer in found if answer is not None]
     return Answers(np.asarray(label, dtype=np.int64), np.asarray(probabilities, dtype=np.float64))
+
+
+def predicted_error(engine: Engine, requests: Sequence[GenerationRequest], bar: Bar) -> dict[str, float | int] | None:
+    """{"mean", "n"} of the predicted error before the step over the requests that are read; None where none is."""
+    read = [
+        found.predicted_error.before
+        for found in generations(engine, requests, bar)
+        if found.predicted_error is not None
+    ]
+    return {"mean": fmean(read), "n": len(read)} if read else None

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from merasteer.method.bounds import betting_lower_bounds
 from merasteer.method.certify import Certificate, certify, rank
-from merasteer.pipeline.batch import Prompts, answers, running
+from merasteer.pipeline.batch import Prompts, answers, predicted_error, running
 from merasteer.pipeline.collect import answers_of
 from merasteer.pipeline.fit import vectors_of
 from merasteer.pipeline.job import Job
@@ -152,12 +152,23 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
             return unsteered, steered.correct(labels)
 
         choice = choose(steps_of(fitted), gains_of, outcomes, job.options)
+        with bars.bar("calibrate: what is served", len(labels)) as bar:
+            read = predicted_error(engine, _served(job, fitted, choice, held_out), bar)
     facts = {
-        "calibration": _document(fitted, choice, changes),
+        "calibration": _document(fitted, choice, changes) | ({"predicted_error": read} if read else {}),
         "chosen": asdict(choice.chosen) if choice.chosen else None,
         "subject": choice.readout,
     }
     return Output(facts)
+
+
+def _served(job: Job, fitted: Output, choice: Choice, prompts: Prompts) -> list[GenerationRequest]:
+    """What a server asks for these prompts under the artifact: its correction, and the readout that it reports."""
+    chosen = choice.chosen
+    if chosen is not None and chosen.readout is not None:
+        return chosen.requests(job, fitted, prompts)
+    bias = tuple(fitted.tensors["label_bias"].tolist()) if chosen is not None else None
+    return prompts.requests(Policy(choice.readout) if choice.readout is not None else None, bias)
 
 
 def _document(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from merasteer.engine import LoadedModel
 from merasteer.errors import BadSplits, BadTask, InvalidInput
 from merasteer.method.certify import Certificate, certify
-from merasteer.pipeline.batch import Prompts, answers, running
+from merasteer.pipeline.batch import Prompts, answers, predicted_error, running
 from merasteer.pipeline.job import Job, prepare
 from merasteer.pipeline.options import Options
 from merasteer.pipeline.progress import Bars
@@ -57,6 +57,14 @@ class Renewal:
         policy = Policy(self.artifact.digest, alpha=self.artifact.alpha, positions=positions)
         added = None if bias is None or "bias" not in self.method else tuple(bias.tolist())
         return prompts.requests(None if self.method == "logit_bias" else policy, added)
+
+    def served(self, prompts: Prompts, *, certified: bool) -> list[GenerationRequest]:
+        """What a server asks under the new artifact: its correction, and the readout that it reports."""
+        if not certified or self.method == "logit_bias":
+            bias = self.artifact.label_bias if certified else None
+            reading = Policy(self.artifact.digest) if self.artifact.vectors.active_layers else None
+            return prompts.requests(reading, None if bias is None else tuple(bias.tolist()))
+        return self.requests(prompts)
 
 
 def renewals(
@@ -120,13 +128,13 @@ def recertify(renewal: Renewal, bars: Bars | None = None) -> dict[str, Any]:
     labels = [example.label for example in job.splits.calibration]
     asked = [prompts.requests(), renewal.requests(prompts)]
     with running(job.loaded, prompts.longest) as engine:
-        if renewal.method != "logit_bias":
-            engine.register(old.digest, old.vectors)
-        with (bars or Bars()).bar("recertify", 2 * len(labels)) as bar:
+        engine.register(old.digest, old.vectors)
+        with (bars or Bars()).bar("recertify", 3 * len(labels)) as bar:
             before, after = (answers(engine, requests, bar).correct(labels) for requests in asked)
-    level = {name: old.calibration[name] for name in ("delta", "epsilon", "chances", "test")}
-    certificate = certify([old.calibration["chosen"]], lambda _: (before, after), **level)
-    document = _document(old, certificate)
+            level = {name: old.calibration[name] for name in ("delta", "epsilon", "chances", "test")}
+            certificate = certify([old.calibration["chosen"]], lambda _: (before, after), **level)
+            read = predicted_error(engine, renewal.served(prompts, certified=certificate.certified), bar)
+    document = _document(old, certificate) | ({"predicted_error": read} if read else {})
     manifest = _manifest(renewal, certified=certificate.certified)
     folder = publish(job.store, manifest=manifest, calibration=document, tensors=_tensors(old))
     return {
