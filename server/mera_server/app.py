@@ -14,15 +14,27 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
+from mera_server import tracing
+from mera_server.access import Access
 from mera_server.errors import on_http_exception, on_mera_error
+from mera_server.examples import add_examples
 from mera_server.middleware import BodyLimit, Requests
-from mera_server.routes import classify, generate, openai, ops, store
+from mera_server.routes import classify, generate, openai, ops, page, store
+from mera_server.running import Running
 from mera_server.runtime import Loader, Runtime
 from mera_server.settings import Settings
+from mera_server.tracing import Traced
 from merasteer.errors import MeraError
 
 __all__ = ["create_app"]
+
+_CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST"],
+    "allow_headers": ["Authorization", "Content-Type", "X-Request-Id"],
+    "expose_headers": ["X-Request-Id", "Retry-After"],
+}
 
 
 def create_app(
@@ -37,14 +49,19 @@ def create_app(
     """
     settings = settings or Settings()
     runtime = Runtime(settings, loader or _load, on_failure)
+    spans = None if settings.otel_endpoint is None else tracing.provider(settings.otel_endpoint)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         runtime.start()
+        watching = asyncio.create_task(runtime.watch())
         try:
             yield
         finally:
+            watching.cancel()
             await asyncio.to_thread(runtime.stop)
+            if spans is not None:
+                await asyncio.to_thread(spans.shutdown)  # sends what is left
 
     app = FastAPI(
         title="mera-server",
@@ -55,13 +72,20 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.runtime = runtime
-    for module in (generate, classify, openai, store, ops):
+    for module in (generate, classify, openai, store, ops, page):
         app.include_router(module.router(runtime))
     app.add_exception_handler(MeraError, on_mera_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_http_exception)
+    # Each is put around those above it.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(Requests, metrics=runtime.metrics)  # added last: outermost
+    app.add_middleware(Running, flights=runtime.flights, seconds=settings.request_timeout)
+    app.add_middleware(Access, ring=runtime.keys, rate=settings.rate_limit, burst=settings.burst)
+    app.add_middleware(Requests, metrics=runtime.metrics)
+    if spans is not None:
+        app.add_middleware(Traced, provider=spans)
+    if settings.cors_origin:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origin, **_CORS)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -83,5 +107,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         ]
         _, models = models_json_schema(shapes, ref_template=template)
         described["components"]["schemas"].update(models["$defs"])
+        add_examples(described)
         app.openapi_schema = described
     return app.openapi_schema

@@ -7,6 +7,8 @@ HTTP request, so that several inputs or choices are one batch.
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,18 +16,22 @@ from typing import Any
 
 from starlette.requests import Request
 
+from mera_server.access import charge
 from mera_server.loading import Serving
+from mera_server.logs import current_request, fields
 from mera_server.replies import BriefReply, GenerateReply, MeraReply
 from mera_server.report import brief, generate_reply, mera_object
 from mera_server.resolve import Plan, plan
 from mera_server.runtime import Runtime
 from mera_server.schemas import GenerateBody
-from merasteer.errors import Cancelled, InvalidInput, MeraError
+from mera_server.tracing import note
+from merasteer.errors import Cancelled, InvalidInput, MeraError, PromptTooLong
 from merasteer.types import GeneratedToken, Generation, GenerationRequest
 
 __all__ = [
     "Finished",
     "Named",
+    "admit",
     "answer",
     "complete",
     "disconnected",
@@ -36,6 +42,7 @@ __all__ = [
     "submit",
 ]
 
+content = logging.getLogger("mera.content")
 _SHORT = 8192  # characters that are tokenized on the event loop; more go to a thread
 _AT_ONCE = 16  # requests submitted before other callers get a turn
 
@@ -83,7 +90,9 @@ async def complete(
     prompts: their tokens, where these are not those of the plans' prompts.
     """
     serving = runtime.serving()
-    futures = await submit(serving, plans, prompts or await encode(serving, plans), named)
+    tokens = prompts or await encode(serving, plans)
+    admit(runtime, request, tokens, named)
+    futures = await submit(serving, plans, tokens, named)
     generations = await _until_gone(futures, request)
     return [finish(runtime, serving, *pair) for pair in zip(plans, generations, strict=True)]
 
@@ -92,7 +101,31 @@ def finish(runtime: Runtime, serving: Serving, planned: Plan, generation: Genera
     """The report of one generation, counted in the metrics. Once for each."""
     mera = mera_object(planned, generation, serving.engine.decode)
     runtime.metrics.generation(generation, mera)
+    note(mera, generation)
+    if runtime.settings.log_content:
+        content.info(
+            "request_id=%s prompt=%s output=%s",
+            *(json.dumps(current_request.get()), json.dumps(planned.prompt), json.dumps(generation.text)),
+            extra=fields(
+                message="generation",
+                prompt=planned.prompt,
+                output=generation.text,
+                task=mera.task,
+                decision=mera.decision,
+            ),
+        )
     return Finished(planned, generation, mera)
+
+
+def admit(runtime: Runtime, request: Request, prompts: Sequence[tuple[int, ...]], named: Named = native) -> None:
+    """Charges the caller for each generation. Raises PromptTooLong where this server takes only shorter prompts."""
+    charge(request.scope, len(prompts))
+    limit = runtime.limits.max_prompt_tokens
+    for choice, prompt in enumerate(prompts):
+        if limit is not None and len(prompt) > limit:
+            raise named(
+                choice, PromptTooLong(f"inputs: {len(prompt)} tokens, and this server takes {limit}; shorten it")
+            )
 
 
 def engine_request(planned: Plan, prompt: tuple[int, ...]) -> GenerationRequest:

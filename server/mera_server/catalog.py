@@ -1,4 +1,4 @@
-"""What the server can serve: tasks by name, the artifact of each, and plain facts about every artifact. Frozen once loaded."""
+"""What the server can serve: tasks by name, the artifact of each, and plain facts about every artifact. Frozen: a reload makes another."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Probe:
     certified: as the artifact says. mismatch: the dtype and attention of calibration where this server runs others, else None;
     such an artifact is served, without its guarantee. baselines: the fixed-strength methods whose vectors are resident.
     method: its own, the one that was certified. label_bias: one value per label, for the methods that bias the answer.
+    calibration_error: mean predicted error over the calibration rows as they are served; None where the artifact does not hold it.
     """
 
     digest: str
@@ -48,6 +49,7 @@ class Probe:
     baselines: frozenset[str] = frozenset({"additive", "contrastive"})
     method: Method = "mera"
     label_bias: tuple[float, ...] | None = None
+    calibration_error: float | None = None
 
     @property
     def key(self) -> str:
@@ -97,7 +99,7 @@ class Catalog:
         if found is None:
             raise UnknownTask(f"steering.task: no such task; known tasks: {self.names}")
         if isinstance(found, MeraError):
-            raise found
+            raise type(found)(*found.args)  # raised again and again, one error would grow by a traceback each time
         return found
 
     def probe(self, prefix: str) -> Probe:
@@ -136,4 +138,12 @@ def probe_of(artifact: Artifact, dtype: str, attention: str, baselines: frozense
         baselines=baselines,
         method=steering.get("method", "mera"),
         label_bias=None if bias is None else tuple(bias.tolist()),
+        calibration_error=_calibration_error(artifact.calibration),
     )
+
+
+def _calibration_error(calibration: Mapping[str, Any]) -> float | None:
+    """Optional in an artifact, and the store does not check it: anything but a share is passed over."""
+    found = calibration.get("predicted_error")
+    mean = found.get("mean") if isinstance(found, Mapping) else None
+    return float(mean) if isinstance(mean, (int, float)) and not isinstance(mean, bool) and 0 <= mean <= 1 else None

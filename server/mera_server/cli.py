@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mera_server.commands import bench, demo, probes, recertify, serve, stages, tasks
+from mera_server.commands import bench, demo, keys, probes, recertify, serve, stages, tasks
 from merasteer.errors import MeraError
 
 __all__ = ["app", "main"]
@@ -46,6 +46,7 @@ app.command()(bench.bench)
 app.command()(recertify.recertify)
 app.add_typer(probes.app, name="probes")
 app.add_typer(tasks.app, name="tasks")
+app.add_typer(keys.app, name="keys")
 app.add_typer(demo.app, name="demo")
 app.command()(tasks.methods)
 

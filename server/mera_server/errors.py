@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from merasteer.errors import (
     InvalidInput,
@@ -24,12 +25,21 @@ from merasteer.errors import (
     MethodNotAllowed,
     NotFound,
     NotJson,
+    RateLimited,
     TooLarge,
     UnknownField,
     Unsupported,
 )
 
-__all__ = ["describe", "error_response", "foreign", "on_http_exception", "on_mera_error", "parse"]
+__all__ = [
+    "describe",
+    "error_event",
+    "error_response",
+    "foreign",
+    "on_http_exception",
+    "on_mera_error",
+    "parse",
+]
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -44,13 +54,26 @@ _JSON_NAMES = {
 }
 _NAMEABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
-_HEADERS: dict[str, dict[str, str]] = {"overloaded": {"Retry-After": "1"}, "not_ready": {"Retry-After": "2"}}
+_HEADERS: dict[str, dict[str, str]] = {
+    "overloaded": {"Retry-After": "1"},
+    "not_ready": {"Retry-After": "2"},
+    "unauthorized": {"WWW-Authenticate": 'Bearer realm="mera"'},
+}
 
 
 def error_response(error: MeraError, headers: dict[str, str] | None = None) -> Response:
     """The one error body, with the status of the error."""
-    body = {"error": {"code": error.code, "message": str(error) or error.code}}
-    return JSONResponse(body, status_code=error.status, headers=_HEADERS.get(error.code, {}) | (headers or {}))
+    own = {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited) else _HEADERS.get(error.code, {})
+    return JSONResponse(_body(error), status_code=error.status, headers=own | (headers or {}))
+
+
+def error_event(error: MeraError) -> bytes:
+    """The same body as a server-sent event: the last one of a stream that fails."""
+    return b"data:" + json.dumps(_body(error), separators=(",", ":")).encode() + b"\n\n"
+
+
+def _body(error: MeraError) -> dict[str, dict[str, str]]:
+    return {"error": {"code": error.code, "message": str(error) or error.code}}
 
 
 async def on_mera_error(request: Request, error: Exception) -> Response:
@@ -61,9 +84,21 @@ async def on_mera_error(request: Request, error: Exception) -> Response:
     return error_response(known)
 
 
-async def on_http_exception(_request: Request, error: Exception) -> Response:
+async def on_http_exception(request: Request, error: Exception) -> Response:
     """Handler of the framework's errors: unknown routes, wrong methods."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        error = HTTPException(405, headers={"Allow": _methods(request)})
     return error_response(foreign(error), dict(getattr(error, "headers", None) or {}))
+
+
+def _methods(request: Request) -> str:
+    """Those that the path takes. The framework itself names only those of the first router that knows the path."""
+    routes, scope = request.app.routes, request.scope
+    return ", ".join(
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+        if any(route.matches({**scope, "method": method})[0] == Match.FULL for route in routes)
+    )
 
 
 def foreign(error: BaseException) -> MeraError:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from mera_server.catalog import Catalog, Probe
 from mera_server.replies import MeraReply
 from merasteer.types import Generation
 
@@ -52,6 +53,19 @@ class Metrics:
             "mera_cache_used_ratio", "Share of the KV cache that running requests hold.", registry=registry
         )
         self._probe = Gauge("mera_probe_info", "The artifacts that are served.", _PROBE, registry=registry)
+        self._rejected = Gauge("mera_probes_rejected", "Artifacts in the stores that are refused.", registry=registry)
+        self._calibration = Gauge(
+            "mera_calibration_predicted_error",
+            "Mean predicted error over the calibration rows of the default artifact.",
+            ("task",),
+            registry=registry,
+        )
+        self._bound = Gauge(
+            "mera_certified_gain_lower_bound",
+            "Gain of accuracy that the default artifact's certificate guarantees here.",
+            ("task",),
+            registry=registry,
+        )
         self._model = Gauge("mera_model_info", "The model that is served.", _MODEL, registry=registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -85,9 +99,32 @@ class Metrics:
     def model(self, facts: Mapping[str, str]) -> None:
         self._model.labels(**facts).set(1)
 
-    def probe(self, task: str, digest: str, certified: bool, alpha: float | None) -> None:
-        self._probe.labels(task, digest, str(certified).lower(), "" if alpha is None else f"{alpha:.6g}").set(1)
+    def catalog(self, catalog: Catalog) -> None:
+        """What is served from now on. From the thread that read it; a scrape meanwhile may see an artifact that has just left."""
+        probes, latest = catalog.probes.values(), catalog.latest.items()
+        bounds = {(task,): p.certificate.lower_bound for task, p in latest if p.guaranteed}
+        errors = {(task,): p.calibration_error for task, p in latest}
+        _show(self._probe, {_facts(probe): 1.0 for probe in probes})
+        _show(self._bound, {labels: bound for labels, bound in bounds.items() if bound is not None})
+        _show(self._calibration, {labels: error for labels, error in errors.items() if error is not None})
+        self._rejected.set(sum(entry.status == "rejected" for entry in catalog.entries))
 
     def text(self) -> bytes:
         """The plain text exposition."""
         return generate_latest(self.registry)
+
+
+def _facts(probe: Probe) -> tuple[str, ...]:
+    alpha = "" if probe.alpha is None else f"{probe.alpha:.6g}"
+    return probe.task.name, probe.digest, str(probe.guaranteed).lower(), alpha
+
+
+def _show(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
+    """The gauge's samples from now on: those that left are gone, not 0."""
+    for labels, value in values.items():
+        gauge.labels(*labels).set(value)
+    stale = {
+        tuple(sample.labels[name] for name in gauge._labelnames) for one in gauge.collect() for sample in one.samples
+    }
+    for labels in stale - values.keys():
+        gauge.remove(*labels)

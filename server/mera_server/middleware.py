@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mera_server.errors import error_response, foreign
+from mera_server.logs import current_request, fields
 from mera_server.metrics import Metrics
 from merasteer.errors import Cancelled, MeraError, TooLarge
 
@@ -36,7 +37,9 @@ def log_failure(scope: Scope, known: MeraError, error: Exception) -> None:
     """One log line and where it happened. Never the message: it may hold what the caller sent."""
     where = "".join(traceback.format_tb(error.__traceback__))
     name, given = type(error).__name__, scope["state"]["request_id"]
-    failures.error("request_id=%s code=%s %s\n%s", json.dumps(given), known.code, name, where)
+    failures.error(
+        "request_id=%s code=%s %s\n%s", json.dumps(given), known.code, name, where, extra=fields(code=known.code)
+    )
 
 
 def failed(scope: Scope, status: int) -> None:
@@ -59,6 +62,7 @@ class Requests:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self.metrics)
+        about = current_request.set(exchange.id)
         try:
             await self.app(scope, receive, exchange.send)
         except ClientDisconnect:
@@ -71,6 +75,7 @@ class Requests:
                 await error_response(known)(scope, receive, exchange.send)
         finally:
             exchange.finish(Cancelled.status)
+            current_request.reset(about)
 
 
 class _Exchange:
@@ -102,9 +107,11 @@ class _Exchange:
         if known and (path != "/" or self.scope["method"] == "POST"):  # a browser's GET of / infers nothing
             self.metrics.request(path, status, seconds)
         route = getattr(self.scope.get("route"), "path", path if known else "unknown")
+        method, ms, key = self.scope["method"], round(1000 * seconds, 1), self.scope["state"].get("key") or None
         access.info(
-            "request_id=%s method=%s route=%s status=%d ms=%.1f",
-            *(json.dumps(self.id), self.scope["method"], route, status, 1000 * seconds),
+            "request_id=%s method=%s route=%s status=%d ms=%.1f key=%s",
+            *(json.dumps(self.id), method, route, status, ms, key or "-"),
+            extra=fields(message="request", method=method, route=route, status=status, ms=ms, key=key),
         )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "MeraReply",
     "PredictedErrorReply",
     "Reason",
+    "ReloadReply",
     "StepReply",
     "StreamDetailsReply",
     "StreamReply",
@@ -224,6 +225,16 @@ class ClassifyReply(Reply):
     probe: str | None
     results: list[ClassifiedReply]
     usage: UsageReply
+
+
+class ReloadReply(Reply):
+    """The answer of `POST /probes/reload`: how many artifacts there are now, and the digests that came and went."""
+
+    loaded: int
+    rejected: int
+    added: list[str]
+    removed: list[str]
+    latest: Annotated[dict[str, str], Field(description="task: digest of its default artifact")]
 
 
 class TaskReply(Reply):

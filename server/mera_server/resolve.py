@@ -42,6 +42,7 @@ class Limits:
     steering: bool = True
     default_task: str | None = None
     max_new_tokens: int = 1024
+    max_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)

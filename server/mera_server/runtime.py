@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mera_server.keys import KeyRing
 from mera_server.metrics import Metrics
+from mera_server.replies import ReloadReply
 from mera_server.resolve import Limits
+from mera_server.running import Flights
 from mera_server.settings import Settings
-from merasteer.errors import EngineFailed, NotReady
+from merasteer.errors import EngineFailed, MeraError, NotReady
 
 if TYPE_CHECKING:
+    from mera_server.catalog import Catalog
     from mera_server.loading import Serving
+    from mera_server.shelf import Shelf
 
 __all__ = ["Loader", "Runtime"]
 
 Loader = Callable[[Settings], "Serving"]
 log = logging.getLogger("mera.runtime")
+_LOOK_SECONDS = 0.25  # between two looks at the generation loop
 
 
 class Runtime:
@@ -29,12 +38,17 @@ class Runtime:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.limits = Limits(settings.steering == "on", settings.default_task, settings.max_new_tokens_limit)
+        self.limits = Limits(
+            settings.steering == "on", settings.default_task, settings.max_new_tokens_limit, settings.max_prompt_tokens
+        )
+        self.keys = None if settings.keys_file is None else KeyRing(settings.keys_file)
+        self.flights = Flights()
         self.failure: BaseException | None = None
         self._loader, self._on_failure = loader, on_failure
         self._serving: Serving | None = None
-        self._stopped = self._told = False
+        self._stopped = self._told = self._reported = False
         self._lock = threading.Lock()
+        self._reading = threading.Lock()  # held while the stores are read
 
     def start(self) -> None:
         """Loads in a daemon thread: an interrupted start does not wait for a large model."""
@@ -59,6 +73,68 @@ class Runtime:
             self._tell_once(serving.engine.failure)
             raise EngineFailed("engine: the generation loop died; see the log and restart the server")
         return serving
+
+    def reload(self, *, only_if_changed: bool = False) -> ReloadReply | None:
+        """Serves what the stores hold now, from one request to the next; those that run keep what they began with. Blocks; slow.
+
+        None: nothing had changed. Raises what `serving` does, and NotReady where a store cannot be read: nothing changes then.
+        """
+        with self._reading:
+            shelf, before = self.serving().shelf, frozenset(self.serving().catalog.probes)
+            if shelf is None or (only_if_changed and not shelf.changed()):
+                return None
+            self._read(shelf)
+            if shelf.changed():  # the first reading made room for something that had none
+                self._read(shelf)
+            told = _difference(before, self.serving().catalog)
+            log.info("reloaded: %s", told.model_dump_json())
+            return told
+
+    def _read(self, shelf: Shelf) -> None:
+        catalog = shelf.read(self.serving().catalog)
+        with self._lock:
+            if self._stopped or self._serving is None:
+                raise NotReady("server: it is stopping; ask another one")
+            self._serving = replace(self._serving, catalog=catalog)
+        self.metrics.catalog(catalog)
+
+    async def watch(self) -> None:
+        """Looks after keys, stores and the generation loop until it is cancelled."""
+        wait = self.settings.reload_seconds
+        due = time.monotonic() + wait
+        while True:
+            await asyncio.sleep(min(_LOOK_SECONDS, wait or _LOOK_SECONDS))
+            self._look_at_engine()
+            if wait and time.monotonic() >= due:
+                await asyncio.to_thread(self._look_at_files)
+                due = time.monotonic() + wait
+
+    def _look_at_engine(self) -> None:
+        serving = self._serving
+        if serving is None or serving.engine.failure is None or self._reported:
+            return
+        self._reported = True
+        self._tell_once(serving.engine.failure)
+        if self._on_failure is not None:
+            self._on_failure(EngineFailed("engine: the generation loop died; see the log and start the server again"))
+
+    def _look_at_files(self) -> None:
+        """A fault here must not end the watch."""
+        try:
+            if self.keys is not None:
+                self.keys.refresh()
+            if self._serving is not None:
+                self.reload(only_if_changed=True)
+        except MeraError as error:
+            log.error("reload: %s", error)
+        except Exception:
+            log.exception("reload: it failed; what was loaded is served on")
+
+    def ready(self) -> None:
+        """Raises what keeps this server from taking requests."""
+        if self.flights.draining:
+            raise NotReady("server: it is stopping; ask another one")
+        self.serving()
 
     def _tell_once(self, failure: BaseException) -> None:
         if not self._told:
@@ -90,5 +166,14 @@ class Runtime:
         )
         facts = ("architecture", "dtype", "attention", "device")
         self.metrics.model({"model": loaded.id, **{name: str(getattr(loaded, name)) for name in facts}})
-        for probe in serving.catalog.probes.values():
-            self.metrics.probe(probe.task.name, probe.digest, probe.guaranteed, probe.alpha)
+        self.metrics.catalog(serving.catalog)
+
+
+def _difference(before: frozenset[str], now: Catalog) -> ReloadReply:
+    return ReloadReply(
+        loaded=len(now.probes),
+        rejected=sum(entry.status == "rejected" for entry in now.entries),
+        added=sorted(now.probes.keys() - before),
+        removed=sorted(before - now.probes.keys()),
+        latest={task: probe.digest for task, probe in sorted(now.latest.items())},
+    )

@@ -6,10 +6,20 @@ Pydantic's messages are not shown to callers (they may echo the input): `errors.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import PydanticCustomError, core_schema
 
 from merasteer.types import Method, NamedPositions
 
@@ -45,15 +55,28 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _only(*neutral: object) -> AfterValidator:
-    """Accepts null and the neutral values of a parameter of text-generation-inference that this server does not implement."""
+@dataclass(frozen=True)
+class _Only:
+    """Accepts null and the neutral values of a parameter that this server does not implement; its JSON schema says so too."""
 
-    def check(value: object) -> object:
-        if value is not None and value not in neutral:
+    neutral: tuple[JsonValue, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, _core: core_schema.CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": [*self.neutral, None]}
+
+    def _check(self, value: object) -> object:
+        if value is not None and value not in self.neutral:
             raise PydanticCustomError("unsupported", "only the neutral value")
         return value
 
-    return AfterValidator(check)
+
+def _only(*neutral: JsonValue) -> _Only:
+    return _Only(neutral)
 
 
 Inputs = Annotated[str | dict[str, JsonValue], AfterValidator(_finite)]

@@ -9,21 +9,36 @@ The file holds option names, underscored, at the top level or in a table named a
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from merasteer.errors import InvalidInput, UnknownField
 
 __all__ = ["COMMANDS", "PREFIX", "Settings", "read_config"]
 
 PREFIX = "MERA_"
-COMMANDS = ("serve", "run", "collect", "fit", "calibrate", "evaluate", "probes", "tasks", "demo", "bench", "recertify")
+COMMANDS = (
+    "serve",
+    "run",
+    "collect",
+    "fit",
+    "calibrate",
+    "evaluate",
+    "probes",
+    "tasks",
+    "demo",
+    "bench",
+    "recertify",
+    "keys",
+)
 
 Positive = Annotated[int, Field(ge=1)]
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
 
 
 class Settings(BaseModel):
@@ -51,6 +66,30 @@ class Settings(BaseModel):
         Positive, Field(description="largest max_new_tokens that a request may ask for")
     ] = 1024
     max_body_bytes: Annotated[Positive, Field(description="largest request body")] = 1_048_576
+    max_prompt_tokens: Annotated[
+        Positive | None, Field(description="longest prompt; none: what the model and the cache take")
+    ] = None
+    request_timeout: Annotated[
+        float, Field(description="seconds after which a request ends with an error, however far it is", gt=0)
+    ] = 600.0
+    drain_timeout: Annotated[
+        float, Field(description="seconds that running requests have to finish when the server is stopped", ge=0)
+    ] = 30.0
+    keys_file: Annotated[
+        Path | None, Field(description="file of API keys, see mera keys; none: nobody is asked for one")
+    ] = None
+    open: Annotated[bool, Field(description="others may ask without a key, and this is meant: no warning")] = False
+    rate_limit: Annotated[
+        float | None, Field(description="generations a second for each key; more are refused with 429", gt=0)
+    ] = None
+    rate_burst: Annotated[
+        Positive | None, Field(description="generations at once for each key; none: those of ten seconds")
+    ] = None
+    cors_origin: Annotated[
+        tuple[str, ...], Field(description="origins whose pages may ask, between commas; * for any; none: no other")
+    ] = ()
+    tls_cert: Annotated[Path | None, Field(description="certificate chain (PEM): HTTPS in place of HTTP")] = None
+    tls_key: Annotated[Path | None, Field(description="its private key (PEM)")] = None
     max_requests: Annotated[Positive | None, Field(description="requests in the batch at once")] = None
     max_waiting: Annotated[
         int | None, Field(description="requests queued behind them; more are refused with 429", ge=0)
@@ -66,7 +105,43 @@ class Settings(BaseModel):
     share_prefixes: Annotated[
         bool | None, Field(description="compute equal beginnings of prompts once, where no policy touches them")
     ] = None
+    reload_seconds: Annotated[
+        float, Field(description="seconds between two looks at the store and the keys; 0: only when asked", ge=0)
+    ] = 5.0
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="how much is logged")] = "info"
+    log_format: Annotated[Literal["text", "json"], Field(description="form of the log lines")] = "text"
+    otel_endpoint: Annotated[
+        str | None, Field(description="URL of an OTLP/HTTP collector that gets a span for each request (extra: otel)")
+    ] = None
+    log_content: Annotated[bool, Field(description="log prompts and answers, too; without it no line holds any")] = (
+        False
+    )
+
+    @field_validator("cors_origin", mode="before")
+    @classmethod
+    def _origins(cls, value: Any) -> Any:
+        """A text is split at its commas."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [origin for origin in value if origin != "*" and not _ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"{wrong[0]!r} is no origin such as https://example.org:8443, without a path")
+        return value
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key: one was given without the other; give both or none")
+        if self.rate_burst is not None and self.rate_limit is None:
+            raise ValueError("rate_burst: given without rate_limit; give both or none")
+        return self
+
+    @property
+    def burst(self) -> float:
+        """Generations that a key may ask for at once."""
+        return max(1.0, 10 * (self.rate_limit or 0.0)) if self.rate_burst is None else float(self.rate_burst)
 
     @property
     def engine_sizes(self) -> dict[str, Any]:
@@ -125,6 +200,8 @@ def read_config(path: Path, command: str, known: Set[str]) -> dict[str, Any]:
 def _one_line(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
     """The first problem: where the value came from, what it is, what is allowed."""
     first = error.errors(include_url=False)[0]
+    if not first["loc"]:  # options that do not go together
+        return str(first["ctx"]["error"])
     name = str(first["loc"][0])
     source = next((source for source, layer in reversed(layers) if name in layer), "")
     spelt = {"--": f"--{name.replace('_', '-')}", PREFIX: PREFIX + name.upper()}.get(source, source + name)

@@ -19,11 +19,10 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mera_server.bridge import Finished, Named, disconnected, encode, finish, native, submit
-from mera_server.errors import foreign
+from mera_server.bridge import Finished, Named, admit, disconnected, encode, finish, native, submit
+from mera_server.errors import error_event, foreign
 from mera_server.loading import Serving
 from mera_server.middleware import failed, log_failure
-from mera_server.replies import ErrorDetail, ErrorReply
 from mera_server.report import step
 from mera_server.resolve import Plan
 from mera_server.runtime import Runtime
@@ -64,7 +63,9 @@ async def open_stream(
     prompts: their tokens, where these are not those of the plans' prompts.
     """
     serving = runtime.serving()
-    stream = TokenStream(runtime, serving, plans, prompts or await encode(serving, plans))
+    tokens = prompts or await encode(serving, plans)
+    admit(runtime, request, tokens, named)
+    stream = TokenStream(runtime, serving, plans, tokens)
     await stream.start(request, named)
     return stream
 
@@ -190,4 +191,4 @@ def _told(scope: Scope, error: Exception) -> bytes:
     if known.status == 500:
         log_failure(scope, known, error)
     failed(scope, known.status)
-    return event(ErrorReply(error=ErrorDetail(code=known.code, message=str(known) or known.code)).model_dump())
+    return error_event(known)

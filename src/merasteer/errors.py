@@ -22,7 +22,9 @@ MeraError                 500 internal_error     never raised as such; what is l
 ├── MethodNotAllowed      405 method_not_allowed
 ├── TooLarge              413 too_large
 ├── Overloaded            429 overloaded         the waiting queue is full: try again later
+│   └── RateLimited       429 rate_limited       a key asks for more than its share
 ├── NotReady              503 not_ready          model or store are still loading
+├── DeadlineExceeded      503 deadline_exceeded  the request took longer than the server lets one take
 ├── EngineFailed          503 engine_failed      the generation loop died or was stopped; nothing was answered
 ├── SeamMissing           503 seam_missing       the installed transformers lacks a part that steering stands on
 └── Cancelled             499 cancelled          the caller gave the request up
@@ -38,6 +40,7 @@ __all__ = [
     "BadSplits",
     "BadTask",
     "Cancelled",
+    "DeadlineExceeded",
     "EmptyInputs",
     "EngineFailed",
     "Forbidden",
@@ -50,6 +53,7 @@ __all__ = [
     "NotReady",
     "Overloaded",
     "PromptTooLong",
+    "RateLimited",
     "SeamMissing",
     "TooLarge",
     "Unauthorized",
@@ -153,8 +157,22 @@ class Overloaded(MeraError):
     code, status = "overloaded", 429
 
 
+class RateLimited(Overloaded):
+    """retry_after: seconds until the key may ask again."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class NotReady(MeraError):
     code, status = "not_ready", 503
+
+
+class DeadlineExceeded(MeraError):
+    code, status = "deadline_exceeded", 503
 
 
 class EngineFailed(MeraError):

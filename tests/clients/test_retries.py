@@ -42,6 +42,7 @@ async def test_what_was_not_begun_is_repeated(call, server, clock, failure):
     "failure",
     [
         *(httpx.Response(status, json={}) for status in (302, 400, 401, 403, 404, 408, 413, 422, 499, 500, 502, 504)),
+        refused(503, "deadline_exceeded"),
         httpx.ReadTimeout("slow"),
         httpx.WriteTimeout("slow"),
         httpx.PoolTimeout("busy"),

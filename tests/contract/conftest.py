@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +63,39 @@ def ready(app: FastAPI) -> FastAPI:
     raise TimeoutError("the application did not load")
 
 
+@pytest.fixture(scope="session")
+def ready_app() -> Callable[[FastAPI], FastAPI]:
+    """`ready`, for applications that a test makes itself."""
+    return ready
+
+
 @pytest.fixture
 def app(settings: Settings, serving: Serving) -> FastAPI:
     """A fresh application (its metrics are at zero) over the shared engine."""
     return ready(create_app(settings, loader=lambda _: serving))
+
+
+@pytest.fixture(scope="session")
+def mera_serve() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]:
+    """`mera serve` as a process, and the address that it says it listens on; with `code` a program that ends in it."""
+
+    @contextmanager
+    def server(*arguments: str, code: str = "", **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        program = ["-c", code] if code else ["-m", "mera_server", "serve"]
+        command = [sys.executable, *program, *arguments]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environ})
+        try:
+            assert process.stderr is not None
+            found = None
+            while found is None and (line := process.stderr.readline()):
+                found = re.search(r"listening on (https?://[^\s\"]+)", line)
+            assert found is not None
+            yield process, found[1]
+        finally:
+            process.kill()
+            process.communicate()
+
+    return server
 
 
 @pytest.fixture

@@ -99,7 +99,9 @@ async def test_openapi_describes_streams_and_batches(app: FastAPI) -> None:
         kinds = {"application/json"} if path == "/classify" else {"text/event-stream"}
         assert set(answers) == (kinds if path in ("/classify", "/generate_stream") else {"application/json", *kinds})
         if "text/event-stream" in answers:
-            event = resolved(schema, answers["text/event-stream"]["schema"])
+            told = answers["text/event-stream"]["itemSchema"]["properties"]["data"]["contentSchema"]["anyOf"]
+            event, error = (resolved(schema, reference) for reference in told)
+            assert set(error["properties"]) == {"error"}
             assert set(event["properties"]) == {"index", "token", "step", "generated_text", "details", "mera"}
     one = resolved(
         schema, resolved(schema, {"$ref": "#/components/schemas/ClassifyReply"})["properties"]["results"]["items"]

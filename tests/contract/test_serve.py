@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
 from mera_server.settings import Settings
 
-
-@contextmanager
-def server(*arguments: str, **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process and the address that it says it listens on."""
-    command = [sys.executable, "-m", "mera_server", "serve", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environ})
-    try:
-        assert process.stderr is not None
-        found = None
-        while found is None and (line := process.stderr.readline()):
-            found = re.search(r"listening on (http://\S+)", line)
-        assert found is not None
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.communicate()
+Serve = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 
 
-def test_it_serves_until_it_is_interrupted(settings: Settings, tmp_path: Path) -> None:
-    with server("--port", "0", MERA_STORE=str(tmp_path), MERA_MAX_REQUESTS="4") as (process, address):
+def test_it_serves_until_it_is_interrupted(settings: Settings, mera_serve: Serve, tmp_path: Path) -> None:
+    with mera_serve("--port", "0", MERA_STORE=str(tmp_path), MERA_MAX_REQUESTS="4") as (process, address):
         assert httpx.get(f"{address}/health/live").status_code == 200
         deadline = time.monotonic() + 60
         while httpx.get(f"{address}/health/ready").status_code != 200 and time.monotonic() < deadline:
@@ -48,9 +30,9 @@ def test_it_serves_until_it_is_interrupted(settings: Settings, tmp_path: Path) -
         assert process.wait(30) == 130
 
 
-def test_a_model_that_cannot_be_loaded(settings: Settings, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded(settings: Settings, mera_serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    with server("--port", "0", "--model", str(tmp_path)) as (process, _):
+    with mera_serve("--port", "0", "--model", str(tmp_path)) as (process, _):
         assert process.wait(60) == 2
         assert process.stderr is not None
         lines = [line for line in process.stderr.read().splitlines() if line.startswith("mera: ")]

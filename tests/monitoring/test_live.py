@@ -11,8 +11,8 @@ import pytest
 
 Query = Callable[[str], list[dict[str, Any]]]
 VARIABLES = {"$job": "mera", "$task": ".*", "$__rate_interval": "1m"}
-# Rules and dashboard read these; the server does not export them yet. Take out what it exports: then it must return data.
-AWAITED = {"mera_probes_rejected", "mera_calibration_predicted_error", "mera_certified_gain_lower_bound"}
+# Rules and dashboard read these; there is nothing of them yet. Where there is a sample, expressions must return data.
+AWAITED = {"mera_calibration_predicted_error"}  # exported where an artifact holds it; those of the demo do not yet
 OURS = re.compile(r"(?<![\w:])(?:mera_\w+|(?:job|task):mera_[\w:]+|up)(?:\{[^}]*\})?(?![\w:(])")
 
 
@@ -34,8 +34,8 @@ def names(expression: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def awaited(server: str) -> set[str]:
-    described = set(re.findall(r"^# TYPE (\S+)", httpx.get(f"{server}/metrics").text, re.MULTILINE))
-    return {name for name in AWAITED if name not in described}
+    shown = set(re.findall(r"^(mera_\w+)", httpx.get(f"{server}/metrics").text, re.MULTILINE))
+    return {name for name in AWAITED if name not in shown}
 
 
 def test_every_dashboard_expression_returns_data(query: Query, awaited: set[str], dashboard: dict[str, Any]) -> None:

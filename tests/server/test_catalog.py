@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from mera_server.catalog import Catalog, Probe
+from mera_server.catalog import Catalog, Probe, probe_of
 
-from merasteer.errors import UnknownProbe
+from merasteer.errors import BadTask, UnknownProbe
 
 
 def test_the_listing_puts_the_certified_first(catalog: Catalog) -> None:
@@ -16,6 +17,16 @@ def test_the_listing_puts_the_certified_first(catalog: Catalog) -> None:
         {"name": "weak", "labels": ["ham", "spam"], "probe": "bb" * 32, "certified": False, "alpha": None},
         {"name": "bare", "labels": ["ham", "spam"], "probe": None, "certified": False, "alpha": None},
     ]
+
+
+def test_a_task_that_this_model_cannot_serve_is_a_new_error_each_time(catalog: Catalog) -> None:
+    """One instance that is raised for every request keeps the frames of all of them."""
+    found = []
+    for _ in range(2):
+        with pytest.raises(BadTask, match="no such token") as caught:
+            catalog.task("broken")
+        found.append(caught.value)
+    assert found[0] is not found[1]
 
 
 def test_another_runtime_is_not_certified(catalog: Catalog, good: Probe) -> None:
@@ -34,3 +45,38 @@ def test_probes_by_prefix(catalog: Catalog, good: Probe) -> None:
 def test_a_probe_that_is_not_resident_is_unknown(catalog: Catalog, good: Probe) -> None:
     with pytest.raises(UnknownProbe):
         replace(catalog, probes={good.digest: good}).probe("bb")
+
+
+@pytest.mark.parametrize(
+    ("found", "mean"),
+    [
+        ({"mean": 0.25, "n": 250}, 0.25),
+        ({"mean": 0, "n": 1}, 0.0),
+        (None, None),
+        (0.25, None),
+        ({}, None),
+        ({"mean": None}, None),
+        ({"mean": True}, None),
+        ({"mean": "0.25"}, None),
+        ({"mean": float("nan")}, None),
+        ({"mean": 1.5}, None),
+    ],
+)
+def test_the_calibration_rows_error_is_optional(found: object, mean: float | None) -> None:
+    manifest = {
+        "digest": "aa" * 32,
+        "certified": False,
+        "steering": {"active_layers": [0], "positions": "generation", "alpha": None},
+        "runtime": {"dtype": "float32", "attention": "sdpa"},
+    }
+    calibration = {"tested": [], **({} if found is None else {"predicted_error": found})}
+    artifact = SimpleNamespace(
+        manifest=manifest,
+        calibration=calibration,
+        digest="aa" * 32,
+        task=None,
+        certified=False,
+        alpha=None,
+        label_bias=None,
+    )
+    assert probe_of(artifact, "float32", "sdpa", frozenset()).calibration_error == mean  # type: ignore[arg-type]

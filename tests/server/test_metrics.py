@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+from mera_server.catalog import Catalog, Probe
 from mera_server.metrics import Metrics
 from mera_server.report import mera_object
 from mera_server.resolve import Plan
 
+from merasteer.store import Entry
 from merasteer.types import Answer, Generation, PredictedError, SteeringCounts
 
 MakePlan = Callable[..., Plan]
@@ -15,6 +19,11 @@ NAMES = {
     "mera_requests_total", "mera_decisions_total", "mera_predicted_error", "mera_steered_tokens_total", "mera_tokens_total",
     "mera_request_duration_seconds", "mera_time_to_first_token_seconds", "mera_inter_token_seconds", "mera_queue_seconds",
     "mera_requests_running", "mera_requests_waiting", "mera_cache_used_ratio", "mera_probe_info", "mera_model_info",
+    "mera_probes_rejected", "mera_calibration_predicted_error", "mera_certified_gain_lower_bound",
+}  # fmt: skip
+
+OF_ARTIFACTS = {
+    "mera_probe_info", "mera_probes_rejected", "mera_calibration_predicted_error", "mera_certified_gain_lower_bound",
 }  # fmt: skip
 
 
@@ -72,14 +81,36 @@ def test_registries_are_apart() -> None:
 
 def test_info_and_gauges() -> None:
     metrics = Metrics()
-    metrics.probe("good", "aa", True, 0.31)
-    metrics.probe("weak", "bb", False, None)
     metrics.watch(lambda: 3, lambda: 4, lambda: 0.5)
     found = samples(metrics)
-    assert found['mera_probe_info{alpha="0.31",certified="true",probe="aa",task="good"}'] == 1
-    assert found['mera_probe_info{alpha="",certified="false",probe="bb",task="weak"}'] == 1
     assert (found["mera_requests_running"], found["mera_requests_waiting"], found["mera_cache_used_ratio"]) == (
         3,
         4,
         0.5,
     )
+
+
+def test_what_is_served_and_nothing_that_was(catalog: Catalog, good: Probe, weak: Probe) -> None:
+    metrics = Metrics()
+    assert samples(metrics)["mera_probes_rejected"] == 0
+    rejected = Entry(Path("x"), "good", None, "rejected", "good/x: cut", None)
+    read = replace(good, calibration_error=0.25)
+    metrics.catalog(
+        replace(catalog, latest={"good": read, "weak": weak}, entries=[*catalog.entries, rejected, rejected])
+    )
+    a, b = "aa" * 32, "bb" * 32
+    found = {name: value for name, value in samples(metrics).items() if name.split("{")[0] in OF_ARTIFACTS}
+    assert found == {
+        f'mera_probe_info{{alpha="0.3",certified="true",probe="{a}",task="good"}}': 1,
+        f'mera_probe_info{{alpha="",certified="false",probe="{b}",task="weak"}}': 1,
+        "mera_probes_rejected": 2,
+        'mera_calibration_predicted_error{task="good"}': 0.25,
+        'mera_certified_gain_lower_bound{task="good"}': 0.05,
+    }
+    other = replace(good, mismatch="dtype float16 and attention sdpa")  # certified, and not here
+    metrics.catalog(replace(catalog, probes={a: other}, latest={"good": other}, entries=[]))
+    found = {name: value for name, value in samples(metrics).items() if name.split("{")[0] in OF_ARTIFACTS}
+    assert found == {
+        f'mera_probe_info{{alpha="0.3",certified="false",probe="{a}",task="good"}}': 1,
+        "mera_probes_rejected": 0,
+    }

@@ -51,6 +51,10 @@ def test_every_option_has_an_environment_variable() -> None:
         "MERA_STEERING": "off",
         "MERA_LOG_LEVEL": "debug",
         "MERA_SHARE_PREFIXES": "false",
+        "MERA_OPEN": "true",
+        "MERA_LOG_FORMAT": "json",
+        "MERA_LOG_CONTENT": "true",
+        "MERA_CORS_ORIGIN": "https://a.example,http://[::1]:8080",
     }
     assert Settings.load(environ=environ).model_dump(exclude_unset=True).keys() == Settings.model_fields.keys()
 
@@ -61,6 +65,11 @@ def test_every_option_has_an_environment_variable() -> None:
         ({"port": "many"}, {}, ["--port", "'many'", "integer"]),
         ({"max_new_tokens_limit": "0"}, {}, ["--max-new-tokens-limit", "'0'", "greater"]),
         ({}, {"MERA_PORT": "70000"}, ["MERA_PORT", "'70000'", "65535"]),
+        ({"cors_origin": "https://a.example/path"}, {}, ["--cors-origin", "https://a.example/path", "without a path"]),
+        ({"cors_origin": "a.example"}, {}, ["--cors-origin", "no origin such as https://"]),
+        ({"request_timeout": "nan"}, {}, ["--request-timeout", "'nan'", "finite"]),
+        ({"tls_cert": "x.pem"}, {}, ["tls_cert and tls_key", "give both or none"]),
+        ({}, {"MERA_RATE_BURST": "3"}, ["rate_burst", "rate_limit", "give both or none"]),
         ({}, {"MERA_STEERING": "maybe"}, ["MERA_STEERING", "'maybe'", "'on' or 'off'"]),
     ],
 )
@@ -125,3 +134,18 @@ def test_device_beside_device_map_is_refused_before_anything_is_loaded() -> None
 def test_switches_and_sizes_that_are_set_reach_the_engine() -> None:
     settings = Settings.load({"page_size": "16", "share_prefixes": "false"}, {})
     assert settings.engine_sizes == {"page_size": 16, "share_prefixes": False}
+
+
+def test_origins_stand_between_commas_or_in_a_list(file: Path) -> None:
+    file.write_text('cors_origin = ["https://a.example", "*"]\n', encoding="utf-8")
+    assert Settings.load(config=file).cors_origin == ("https://a.example", "*")
+    assert Settings.load({"cors_origin": "https://a.example, http://b:1"}).cors_origin == (
+        "https://a.example",
+        "http://b:1",
+    )
+
+
+@pytest.mark.parametrize(("given", "burst"), [({}, 1), ({"rate_limit": 0.02}, 1), ({"rate_limit": 5}, 50)])
+def test_the_burst_is_that_of_ten_seconds(given: dict[str, float], burst: float) -> None:
+    assert Settings.load(given).burst == burst
+    assert Settings.load({"rate_limit": 5, "rate_burst": 2}).burst == 2

@@ -22,7 +22,9 @@ MeraError                 500 internal_error     also any code that this version
 ├── MethodNotAllowed      405 method_not_allowed
 ├── TooLarge              413 too_large
 ├── Overloaded            429 overloaded
+│   └── RateLimited       429 rate_limited
 ├── NotReady              503 not_ready
+├── DeadlineExceeded      503 deadline_exceeded  not sent again by the client: it would take as long
 ├── EngineFailed          503 engine_failed
 ├── SeamMissing           503 seam_missing
 ├── Cancelled             499 cancelled
@@ -146,8 +148,16 @@ class Overloaded(MeraError):
     code, status = "overloaded", 429
 
 
+class RateLimited(Overloaded):
+    code = "rate_limited"
+
+
 class NotReady(MeraError):
     code, status = "not_ready", 503
+
+
+class DeadlineExceeded(MeraError):
+    code, status = "deadline_exceeded", 503
 
 
 class EngineFailed(MeraError):

@@ -65,12 +65,20 @@ class Tries:
         retries = self._retries
         if retries is None or self._made >= retries.attempts:
             return None
-        if response is not None and response.status_code not in REFUSED:
+        if response is not None and (response.status_code not in REFUSED or _took_too_long(response)):
             return None
         # 64 doublings are beyond any `longest`, and a float does not overflow.
         span = min(retries.longest, retries.first * 2.0 ** min(self._made - 1, 64))
         wait = span * (0.5 + 0.5 * retries.draw()) + (0.0 if response is None else asked(response))
         return wait if retries.clock() + wait <= self._start + retries.deadline else None
+
+
+def _took_too_long(response: httpx.Response) -> bool:
+    """Whether the server gave a request up for its length: it would take as long again."""
+    try:
+        return bool(response.json()["error"]["code"] == "deadline_exceeded")
+    except (ValueError, KeyError, TypeError, httpx.StreamError):
+        return False
 
 
 def asked(response: httpx.Response) -> float:

@@ -1,44 +1,50 @@
-"""`mera serve`: every field of `Settings` as an option, and one uvicorn server."""
+"""`mera serve`: every field of `Settings` as an option, and one server."""
 
 from __future__ import annotations
 
 import inspect
+import ipaddress
 import logging
 import os
 import socket
+import ssl
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mera_server.commands.options import all_options
+from mera_server.logs import adopt, set_up
 from mera_server.settings import Settings
 from merasteer.errors import InvalidInput
 
 __all__ = ["serve"]
 
+log = logging.getLogger("mera")
 
-def serve(context: typer.Context, config: Path | None = None, **given: str | None) -> None:
+
+def serve(context: typer.Context, config: Path | None = None, **given: Any) -> None:
     """Serve a model over HTTP; without --model the built-in demo."""
     settings = Settings.load(given, os.environ, config, frozenset(all_options(context.find_root().command)))
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for name in ("mera", "merasteer", "uvicorn"):
-        logging.getLogger(name).setLevel(settings.log_level.upper())
     with _listen(settings.host, settings.port) as listener:
+        set_up(settings.log_level, settings.log_format)
         _run(settings, listener)
 
 
 def _signature() -> list[inspect.Parameter]:
-    """`serve` as typer sees it: one option per setting. All are strings or absent, `Settings` alone converts and judges."""
+    """`serve` as typer sees it: one option per setting. All are strings, flags or absent, `Settings` alone converts and judges."""
     declared: dict[str, Any] = {
         "context": typer.Context,
         "config": Annotated[Path | None, typer.Option("--config", help="TOML file of options (MERA_CONFIG)")],
     }
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f" (default: {field.default})"
-        flag = "--" + name.replace("_", "-")
-        about = typer.Option(flag, help=f"{field.description}{default}", metavar=name.upper(), show_default=False)
-        declared[name] = Annotated[str | None, about]
+        default = "" if field.default in (None, False, ()) else f" (default: {field.default})"
+        flag, about = "--" + name.replace("_", "-"), f"{field.description}{default}"
+        if field.annotation is bool:
+            declared[name] = Annotated[bool | None, typer.Option(flag, help=about, show_default=False)]
+        else:
+            option = typer.Option(flag, help=about, metavar=name.upper(), show_default=False)
+            declared[name] = Annotated[str | None, option]
     keyword = inspect.Parameter.KEYWORD_ONLY
     none: dict[str, Any] = {"context": inspect.Parameter.empty}
     return [
@@ -63,21 +69,55 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _run(settings: Settings, listener: socket.socket) -> None:
-    """Serves until it is stopped. Raises the error that kept the model from loading."""
-    import uvicorn
-
+    """Serves until it is stopped. Raises the error that kept the model from loading, or that ended the generation loop."""
     from mera_server.app import create_app
+    from mera_server.process import Server, config_of
 
     failures: list[BaseException] = []
 
     def failed(error: BaseException) -> None:
         failures.append(error)
-        server.should_exit = True
+        server.leave()
 
-    app = create_app(settings, on_failure=failed)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", server_header=False))
+    app = create_app(settings, loader=_load, on_failure=failed)
+    server = Server(config_of(app, **_tls(settings)), app.state.runtime.flights, settings.drain_timeout)
     host, port = listener.getsockname()[:2]
-    logging.getLogger("mera").info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    scheme, place = "http" if settings.tls_cert is None else "https", f"[{host}]" if ":" in host else host
+    log.info("listening on %s://%s:%d", scheme, place, port)
+    if settings.keys_file is None and not settings.open and not _is_loopback(host):
+        log.critical(
+            "OPEN: whoever reaches %s:%d may use this server, no key is asked for; "
+            "give --keys-file or --host 127.0.0.1, or --open to say that a proxy or a network guards it",
+            *(place, port),
+        )
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
+
+
+def _load(settings: Settings) -> Any:
+    from mera_server.loading import load
+
+    adopt("transformers", "ContinuousBatchingLogger")  # they are there once it is imported
+    return load(settings)
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
+def _tls(settings: Settings) -> dict[str, Any]:
+    """uvicorn's options. Raises InvalidInput for files that are no certificate and its key."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return {}
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            settings.tls_cert, settings.tls_key, password=""
+        )
+    except (OSError, ValueError) as error:
+        about = getattr(error, "strerror", None) or type(error).__name__
+        raise InvalidInput(
+            f"tls-cert {settings.tls_cert}, tls-key {settings.tls_key}: cannot be used ({about}); "
+            "give a certificate chain and its unencrypted key, both PEM"
+        ) from None
+    return {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from mera_server.schemas import MAX_STOP_STRINGS, Steering, Strict, _only
@@ -30,7 +30,7 @@ def _at_most_one(value: int | None) -> int | None:
     return value
 
 
-Alternatives = AfterValidator(_at_most_one)
+ALTERNATIVES = (AfterValidator(_at_most_one), WithJsonSchema({"enum": [0, 1, None]}))
 
 
 class StreamOptions(Strict):
@@ -92,7 +92,7 @@ class CompletionBody(OpenAIBody):
     logprobs: Annotated[
         int | None,
         Field(ge=0, description="0 for the chosen tokens' log-probabilities, or 1 where decoding is greedy"),
-        Alternatives,
+        *ALTERNATIVES,
     ] = None
 
     best_of: Annotated[int | None, _only(1), Field(description="1 or null")] = None
@@ -148,7 +148,7 @@ class ChatBody(OpenAIBody):
     top_logprobs: Annotated[
         int | None,
         Field(ge=0, description="0 or null, or 1 where decoding is greedy; with logprobs only"),
-        Alternatives,
+        *ALTERNATIVES,
     ] = None
     metadata: Annotated[dict[str, str] | None, Field(description="an object of strings, which changes nothing")] = None
     safety_identifier: Annotated[str | None, Field(description="a string, which changes nothing")] = None

@@ -19,13 +19,12 @@ from mera_server.runtime import Runtime
 from mera_server.schemas import GenerateBody, StreamBody
 from mera_server.streaming import EventStream, Piece, TokenStream, event, open_stream
 
-__all__ = ["BODIES", "ERRORS", "REPLIES", "router", "takes"]
+__all__ = ["BODIES", "ERRORS", "REPLIES", "events", "router", "takes"]
 
 BODIES = (GenerateBody, StreamBody)
 REPLIES = (StreamReply,)
-_STATUSES = (400, 404, 405, 413, 422, 429, 500, 503)
+_STATUSES = (400, 401, 403, 404, 405, 413, 422, 429, 500, 503)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorReply} for status in _STATUSES}
-_EVENTS = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/StreamReply"}}}
 
 
 def takes(model: type) -> dict[str, Any]:
@@ -34,10 +33,18 @@ def takes(model: type) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def events(model: type, last: str | None = None) -> dict[str, Any]:
+    """The OpenAPI content of a stream, as OpenAPI 3.2 tells one event: its data is a `model`, an error, or the text of the last."""
+    either = [{"$ref": f"#/components/schemas/{name}"} for name in (model.__name__, ErrorReply.__name__)]
+    told = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": either}}
+    data = told if last is None else {"anyOf": [told, {"const": last}]}
+    return {"text/event-stream": {"itemSchema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}}
+
+
 def router(runtime: Runtime) -> APIRouter:
     """The routes over one runtime."""
     routes = APIRouter()
-    either: dict[int | str, dict[str, Any]] = {**ERRORS, 200: {"content": _EVENTS}}
+    either: dict[int | str, dict[str, Any]] = {**ERRORS, 200: {"content": events(StreamReply)}}
 
     @routes.post("/generate", response_model=GenerateReply, responses=either, openapi_extra=takes(GenerateBody))
     async def generate(request: Request) -> Response:

@@ -6,7 +6,6 @@ import asyncio
 import time
 import uuid
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -22,7 +21,7 @@ from mera_server.openai.models import listing, model_of, task_in
 from mera_server.openai.prompts import chat_prompt, prompts_of
 from mera_server.openai.replies import ChatChunk, ChatReply, CompletionChunk, CompletionReply, ModelReply, ModelsReply
 from mera_server.openai.schemas import ChatBody, CompletionBody
-from mera_server.routes.generate import ERRORS, takes
+from mera_server.routes.generate import ERRORS, events, takes
 from mera_server.runtime import Runtime
 from mera_server.streaming import EventStream, open_stream
 from merasteer.errors import MeraError
@@ -54,7 +53,7 @@ def router(runtime: Runtime) -> APIRouter:
     @routes.post(
         "/completions",
         response_model=CompletionReply,
-        responses={**ERRORS, 200: _or_events(CompletionChunk)},
+        responses={**ERRORS, 200: {"content": events(CompletionChunk, "[DONE]")}},
         openapi_extra=takes(CompletionBody),
     )
     async def completions(request: Request) -> Response:
@@ -65,7 +64,7 @@ def router(runtime: Runtime) -> APIRouter:
     @routes.post(
         "/chat/completions",
         response_model=ChatReply,
-        responses={**ERRORS, 200: _or_events(ChatChunk)},
+        responses={**ERRORS, 200: {"content": events(ChatChunk, "[DONE]")}},
         openapi_extra=takes(ChatBody),
     )
     async def chat(request: Request) -> Response:
@@ -74,10 +73,6 @@ def router(runtime: Runtime) -> APIRouter:
         return await _answer(runtime, parse(ChatBody, raw), request, "chatcmpl", len(raw))
 
     return routes
-
-
-def _or_events(chunk: type) -> dict[str, Any]:
-    return {"content": {"text/event-stream": {"schema": {"$ref": f"#/components/schemas/{chunk.__name__}"}}}}
 
 
 async def _answer(

@@ -29,8 +29,8 @@ def router(runtime: Runtime) -> APIRouter:
 
     @routes.get("/health/ready", responses=NOT_READY)
     async def ready() -> dict[str, str]:
-        """Model and store are loaded and the generation loop runs; 503 otherwise."""
-        runtime.serving()
+        """Model and store are loaded, the generation loop runs, and the server is not stopping; 503 otherwise."""
+        runtime.ready()
         return {"status": "ready"}
 
     @routes.get("/info", responses=NOT_READY)

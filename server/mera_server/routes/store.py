@@ -1,13 +1,15 @@
-"""What is known and what is loaded: `/tasks`, `/probes`, `/probes/{digest}`."""
+"""What is known and what is loaded: `/tasks`, `/probes`, `/probes/{digest}`, `/probes/reload`."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
 
 from mera_server.replies import ErrorReply, TasksReply
 from mera_server.runtime import Runtime
+from merasteer.errors import Unsupported
 from merasteer.store import resolve_prefix, summary
 
 __all__ = ["router"]
@@ -37,5 +39,16 @@ def router(runtime: Runtime) -> APIRouter:
         if entry.artifact is not None:
             found |= {"manifest": dict(entry.artifact.manifest), "calibration": dict(entry.artifact.calibration)}
         return found
+
+    @routes.post("/probes/reload")
+    async def reload() -> dict[str, Any]:
+        """Reads the stores again. Requests that run keep their policy; the next ones get what is there now.
+
+        The answer is a `ReloadReply`: how many are loaded and rejected, the digests added and removed, each task's latest.
+        """
+        told = await asyncio.to_thread(runtime.reload)
+        if told is None:
+            raise Unsupported("probes: what this server serves was not read from a store; start it with mera serve")
+        return told.model_dump()
 
     return routes

@@ -53,7 +53,7 @@ def say(message: str, error: BaseException | None = None, code: int = 0) -> int:
 def exit_code(error: MeraError) -> int:
     """2 where the caller can mend it, 1 where the server is absent, busy or broken."""
     refused = error.status is not None and 400 <= error.status < 500
-    return 2 if refused and error.code not in ("overloaded", "cancelled") else 1
+    return 2 if refused and error.code not in ("overloaded", "rate_limited", "cancelled") else 1
 
 
 def client_of(options: Namespace, transport: httpx.BaseTransport | None) -> Client:
