@@ -36,6 +36,7 @@ def load(settings: Settings) -> Serving:
         dtype=settings.dtype,
         device=settings.device,
         device_map=settings.device_map,
+        tensor_parallel=settings.tensor_parallel,
     )
     engine = Engine(loaded, replace(EngineConfig(), **settings.engine_sizes))
     engine.start()
@@ -48,7 +49,9 @@ def load(settings: Settings) -> Serving:
         engine.stop()
         raise
     log.info("serving %s with %d artifacts", loaded.id, len(catalog.probes))
-    return Serving(engine, catalog, frozenset(getattr(loaded.tokenizer, "all_special_ids", ())), shelf)
+    special = frozenset(getattr(loaded.tokenizer, "all_special_ids", ()))
+    # Several processes would have to read a changed store at the same moment: with them the catalog stays as it is.
+    return Serving(engine, catalog, special, shelf if settings.tensor_parallel == 1 else None)
 
 
 def _check_default(name: str, catalog: Catalog) -> None:

@@ -105,6 +105,12 @@ class Settings(BaseModel):
     share_prefixes: Annotated[
         bool | None, Field(description="compute equal beginnings of prompts once, where no policy touches them")
     ] = None
+    pack_weights: Annotated[
+        bool | None, Field(description="on a CPU, hold weights in the layout that multiplies fastest")
+    ] = None
+    tensor_parallel: Annotated[
+        Positive, Field(description="processes that each hold a part of the model; start them by torchrun")
+    ] = 1
     reload_seconds: Annotated[
         float, Field(description="seconds between two looks at the store and the keys; 0: only when asked", ge=0)
     ] = 5.0
@@ -148,6 +154,7 @@ class Settings(BaseModel):
         """The sizes and switches that were set; the engine's defaults hold for the rest."""
         names = (
             "max_requests", "max_waiting", "max_policies", "max_batch_tokens", "cache_tokens", "page_size", "share_prefixes",
+            "pack_weights",
         )  # fmt: skip
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 

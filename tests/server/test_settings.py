@@ -51,6 +51,7 @@ def test_every_option_has_an_environment_variable() -> None:
         "MERA_STEERING": "off",
         "MERA_LOG_LEVEL": "debug",
         "MERA_SHARE_PREFIXES": "false",
+        "MERA_PACK_WEIGHTS": "false",
         "MERA_OPEN": "true",
         "MERA_LOG_FORMAT": "json",
         "MERA_LOG_CONTENT": "true",
@@ -132,8 +133,8 @@ def test_device_beside_device_map_is_refused_before_anything_is_loaded() -> None
 
 
 def test_switches_and_sizes_that_are_set_reach_the_engine() -> None:
-    settings = Settings.load({"page_size": "16", "share_prefixes": "false"}, {})
-    assert settings.engine_sizes == {"page_size": 16, "share_prefixes": False}
+    settings = Settings.load({"page_size": "16", "share_prefixes": "false", "pack_weights": "false"}, {})
+    assert settings.engine_sizes == {"page_size": 16, "share_prefixes": False, "pack_weights": False}
 
 
 def test_origins_stand_between_commas_or_in_a_list(file: Path) -> None:

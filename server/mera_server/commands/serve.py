@@ -6,6 +6,7 @@ import inspect
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import ssl
 from pathlib import Path
@@ -26,9 +27,23 @@ log = logging.getLogger("mera")
 def serve(context: typer.Context, config: Path | None = None, **given: Any) -> None:
     """Serve a model over HTTP; without --model the built-in demo."""
     settings = Settings.load(given, os.environ, config, frozenset(all_options(context.find_root().command)))
+    if settings.tensor_parallel > 1 and os.environ.get("RANK", "0") != "0":
+        set_up(settings.log_level, settings.log_format)
+        _follow(settings)
+        return
     with _listen(settings.host, settings.port) as listener:
         set_up(settings.log_level, settings.log_format)
         _run(settings, listener)
+
+
+def _follow(settings: Settings) -> None:
+    """One of the processes behind the first: it computes its part until that one stops, and answers nobody."""
+    engine = _load(settings).engine
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun tells all; the first drains, and its end ends the others
+    try:
+        engine.follow()
+    finally:
+        engine.stop()
 
 
 def _signature() -> list[inspect.Parameter]:

@@ -99,9 +99,14 @@ class Engine:
         return self._manager is None or self._manager.is_tp_driver
 
     def follow(self) -> None:
-        """On a rank that does not lead: blocks until the group stops. Every rank registers the same vectors and runs its engine."""
+        """On a rank that does not lead: blocks until the group stops. Every rank registers the same vectors and runs its engine.
+
+        Raises EngineFailed if this rank's loop died.
+        """
         if self._manager is not None:
             self._manager.wait()
+        if self.failure is not None and not isinstance(self.failure, _GroupStopped):
+            raise EngineFailed(f"engine: the generation loop died ({self.failure})") from self.failure
 
     def __enter__(self) -> Engine:
         self.start()
@@ -370,7 +375,7 @@ class Engine:
     def on_ended(self) -> None:
         """The loop has ended. If nobody here asked for it, another rank has stopped or died."""
         if self._manager is not None and self.failure is None:
-            self.on_fatal(RuntimeError("another rank of the group has stopped"))
+            self.on_fatal(_GroupStopped("another rank of the group has stopped"))
 
     # ------------------------------------------------------------------------------------- answering
 
@@ -423,6 +428,10 @@ class Engine:
         if run.resident is not None:
             run.resident.users -= 1
             self._drop_if_unused(run.resident)
+
+
+class _GroupStopped(Exception):
+    """The loop ended because another rank of its group did."""
 
 
 def _switches(runs: Sequence[Run]) -> Switches:
