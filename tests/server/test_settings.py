@@ -117,13 +117,13 @@ def test_where_and_how_the_model_is_loaded_reaches_the_engine(monkeypatch: pytes
         raise InvalidInput("that is enough")
 
     monkeypatch.setattr("mera_server.loading.load_model", load_model)
-    given = {"model": "owner/name", "dtype": "bfloat16", "device_map": "sequential"}
+    given = {"model": "owner/name", "dtype": "bfloat16", "device_map": "sequential", "tensor_parallel": "4"}
     for settings in (Settings.load(given), Settings.load(environ={"MERA_MODEL": "m", "MERA_DEVICE": "cuda:1"})):
         with pytest.raises(InvalidInput, match="that is enough"):
             load(settings)
     assert asked == [
-        ("owner/name", {"dtype": "bfloat16", "device": "auto", "device_map": "sequential"}),
-        ("m", {"dtype": "auto", "device": "cuda:1", "device_map": None}),
+        ("owner/name", {"dtype": "bfloat16", "device": "auto", "device_map": "sequential", "tensor_parallel": 4}),
+        ("m", {"dtype": "auto", "device": "cuda:1", "device_map": None, "tensor_parallel": 1}),
     ]
 
 
