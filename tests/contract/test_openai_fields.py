@@ -305,7 +305,10 @@ async def test_openapi_describes_bodies_answers_and_chunks(app: FastAPI) -> None
         assert set(shapes[asked]["properties"]) == set(BODIES[route].model_fields)
         answered = post["responses"]["200"]["content"]
         assert set(answered) == {"application/json", "text/event-stream"}
-        for kind in answered.values():
-            assert "choices" in shapes[kind["schema"]["$ref"].rpartition("/")[2]]["properties"]
+        told, done = answered["text/event-stream"]["itemSchema"]["properties"]["data"]["anyOf"]
+        chunk, error = told["contentSchema"]["anyOf"]
+        for described in (answered["application/json"]["schema"], chunk):
+            assert "choices" in shapes[described["$ref"].rpartition("/")[2]]["properties"]
+        assert (error["$ref"].rpartition("/")[2], done) == ("ErrorReply", {"const": "[DONE]"})
     assert {Message.__name__, StreamOptions.__name__} <= set(shapes)
     assert {"/v1/models", "/v1/models/{name}"} <= set(schema["paths"])

@@ -124,13 +124,14 @@ def test_eviction_recomputes_and_counts_each_position_once(serve, requests, alon
     assert len(set(restarts)) >= 3, "the cache was not small enough to evict: the test shows nothing"
 
 
-def test_padding_is_billed_to_nobody(serve, requests, alone):
+@pytest.mark.parametrize("rows", [32, 64])
+def test_padding_is_billed_to_nobody(serve, requests, alone, rows):
     def pad(engine):
         processor = engine._manager.batch_processor
         processor.model_runner.pad_inputs = True
         processor.cb_config.q_padding_interval_size, processor.cb_config.kv_padding_interval_size = 64, 64
 
-    assert_same(serve(requests, EngineConfig(max_requests=32, cache_tokens=2048), tamper=pad), alone)
+    assert_same(serve(requests, EngineConfig(max_requests=rows, cache_tokens=2048), tamper=pad), alone)
 
 
 def test_stop_strings(serve, requests, alone, llama):

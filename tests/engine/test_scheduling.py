@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from transformers.generation.continuous_batching.requests import RequestStatus
+from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from merasteer.engine import Engine, EngineConfig, LoadedModel
 from merasteer.engine.scheduling import AGING
@@ -81,3 +83,29 @@ def test_the_order_changes_no_answer(llama: LoadedModel, lengths: Sequence[int])
         with engine.held():
             futures = [engine.submit(request) for request in requests]
         assert [future.result(60).tokens for future in futures] == alone
+
+
+def test_who_waits_while_nobody_is_admitted_keeps_its_turn(llama: LoadedModel) -> None:
+    """After an eviction waiting requests are no candidates for a while: a long prompt must not grow young again."""
+    with Engine(llama, CONFIG) as engine:
+        scheduler = engine._manager.batch_processor.scheduler
+
+        class State:
+            def __init__(self, name: str, tokens: int) -> None:
+                self.request_id, self.status = name, RequestStatus.PENDING
+                self.remaining_prefill_tokens = [0] * tokens
+
+        long, short = State("long", 10 * AGING), State("short", 8)
+        order: list[str] = []
+        scheduler.waiting_requests["long"] = long
+        inherited = FIFOScheduler._process_candidates
+        try:
+            FIFOScheduler._process_candidates = lambda _self, candidates: order.extend(s.request_id for s in candidates)
+            scheduler._process_candidates([long])
+            for _ in range(11):
+                scheduler._process_candidates([])  # blocked: it waits, and is not among the candidates
+            scheduler._process_candidates([short, long])
+        finally:
+            FIFOScheduler._process_candidates = inherited
+            del scheduler.waiting_requests["long"]
+    assert order == ["long", "long", "short"]

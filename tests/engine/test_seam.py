@@ -39,6 +39,12 @@ def facts(table: SlotTable) -> Facts:
     )
 
 
+def add(table, vectors) -> int:
+    row = table.reserve(vectors)
+    table.write(row, vectors)
+    return row
+
+
 def test_padding_tokens_belong_to_slot_zero():
     table = SlotTable(5, torch.device("cpu"), 32)
     table.start[1:4] = torch.tensor([7, 2, 0])
@@ -53,7 +59,7 @@ def test_padding_tokens_belong_to_slot_zero():
 def test_counts_go_to_their_own_request_and_padding_to_none(llama, make_vectors):
     steering = Steering(llama.model, llama.layers, llama.width, EngineConfig(max_requests=4))
     table = steering.tables["residual"]
-    row = table.add(make_vectors(0, "residual"))
+    row = add(table, make_vectors(0, "residual"))
     steering.slots.start[1:4] = torch.tensor([7, 2, 0])
     steering._facts = seen = facts(steering.slots)
     moves = seen.moves["residual"] = Moves(seen, table, table.rows((row,)), strength=False)
@@ -82,15 +88,15 @@ def test_hooks_follow_what_is_resident(llama, make_vectors):
 
     with steering.attached():
         assert hooked() == 0
-        row = steering.tables["residual"].add(make_vectors(0, "residual", idle=(1, 3)))
+        row = add(steering.tables["residual"], make_vectors(0, "residual", idle=(1, 3)))
         assert steering.rehook()
         assert (hooked(), {layer for _, layer in steering._hooks}) == (2, {0, 2})
         assert not steering.rehook()
-        other = steering.tables["residual"].add(make_vectors(1, "residual", idle=(0,)))
+        other = add(steering.tables["residual"], make_vectors(1, "residual", idle=(0,)))
         assert steering.rehook()
         assert hooked() == 4
         for gone in (row, other):
-            steering.tables["residual"].remove(gone)
+            steering.tables["residual"].write(gone, None)
         assert steering.rehook()
         assert hooked() == 0
 

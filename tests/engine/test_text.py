@@ -116,3 +116,17 @@ def test_a_token_costs_the_same_wherever_it_stands() -> None:
     for token in range(500):
         stream.push(token)
     assert max(decoded) <= 40
+
+
+def test_a_run_of_byte_tokens_is_never_cut_inside_a_character() -> None:
+    """Emoji as four byte tokens each: whatever the window's length, none is lost, and a stop string in them is found."""
+    tokenizer = metaspace()
+    text = "🎉🥳🍰🎈" * 6
+    tokens = list(text.encode())
+    for shift in range(4):
+        prompt = [ord("x")] * shift + list("é日🎉".encode())
+        pieces, teller = streamed(tokenizer, prompt, tokens)
+        assert "".join(pieces) == teller.text == continuation(tokenizer, prompt, tokens) == text
+    _, stopped = streamed(tokenizer, [], tokens, ("🎈🎉🥳🍰🎈🎉🥳",))
+    assert stopped.stopped
+    assert stopped.text == "🎉🥳🍰"

@@ -7,6 +7,7 @@ all single-token requests (decoding) together, their keys padded to the longest.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -62,18 +63,27 @@ def _padded(
     return query, start[:, None] + torch.where(inside, offset, 0), mask[:, None, None]
 
 
-_last: _Plan | None = None  # the plan of the forward pass in progress: one generation thread, one pass at a time
-_room: dict[
-    int, torch.Tensor
-] = {}  # where keys (0) and values (1) are gathered to, layer after layer: new memory costs more than the copy
+class _Kept(threading.local):
+    """What a generation thread keeps between layers and passes: the plan of the pass, and where keys (0) and values (1) are gathered to.
+
+    New memory costs more than the copy. Each engine has its own thread, and what it keeps goes with it.
+    """
+
+    plan: _Plan | None = None
+
+    def __init__(self) -> None:
+        self.room: dict[int, torch.Tensor] = {}
+
+
+_kept = _Kept()
 
 
 def _gathered(source: torch.Tensor, at: torch.Tensor, which: int) -> torch.Tensor:
     """Rows of source (tokens, kv heads, d) at the places `at` (R, K), as (R, kv heads, K, d)."""
-    room, count = _room.get(which), at.numel()
+    room, count = _kept.room.get(which), at.numel()
     fits = room is not None and room.dtype == source.dtype and room.device == source.device
     if room is None or not fits or room.shape[1:] != source.shape[1:] or len(room) < count:
-        room = _room[which] = source.new_empty(1 << count.bit_length(), *source.shape[1:])
+        room = _kept.room[which] = source.new_empty(1 << (count - 1).bit_length(), *source.shape[1:])
     rows = torch.index_select(source, 0, at.flatten(), out=room[:count])
     return rows.view(*at.shape, *source.shape[1:]).transpose(1, 2)
 
@@ -92,15 +102,13 @@ def per_request_attention(
 
     Each request's keys and values are read from the pages once, straight into the shape that the product needs.
     """
-    global _last
     if cache is None:
         raise RuntimeError(f"{PER_REQUEST} attends over a paged cache only; use sdpa outside the engine")
     allocator, ends = cache.layer_to_allocator[module.layer_idx], kwargs["cu_seq_lens_q"]
-    if _last is None or _last.key is not ends:
-        _last = _Plan(
-            ends, kwargs["cu_seq_lens_k"][allocator.layer_type], kwargs["read_index"][allocator.index], query.dtype
-        )
-    plan, gqa = _last, query.shape[1] != key.shape[1]
+    plan, gqa = _kept.plan, query.shape[1] != key.shape[1]
+    if plan is None or plan.key is not ends:
+        read = kwargs["read_index"][allocator.index]
+        plan = _kept.plan = _Plan(ends, kwargs["cu_seq_lens_k"][allocator.layer_type], read, query.dtype)
     # The pages are written first: what a request reads there holds its new tokens too.
     new, pages = tuple(x[0].transpose(0, 1) for x in (key, value)), allocator._kv_token_views[module.layer_idx]
     for page, states in zip(pages, new, strict=True):

@@ -82,6 +82,9 @@ class Sink(Protocol):
     def on_admitted(self, carried: Any) -> None:
         """What `SteeringManager.carry` sent along with a request, on every rank of a group, before anything else asks for it."""
 
+    def on_cancelled(self, request_id: str) -> None:
+        """On every rank: the library has dropped a cancelled request."""
+
     def on_batch(self, states: Sequence[Any], *, decoding: bool) -> list[int]:
         """The slots of the requests of a batch, in order; decoding: each has one token and gets another.
 
@@ -159,7 +162,7 @@ class SteeringManager(ContinuousBatchingManager):
     def __init__(self, model: Any, steering: Steering, sink: Sink, config: EngineConfig) -> None:
         check_seams()
         generation = GenerationConfig(do_sample=False, max_new_tokens=1, pad_token_id=0, eos_token_id=-1)
-        super().__init__(model, generation, _batching_config(config))
+        super().__init__(model, generation, _batching_config(config, on_gpu=model.device.type == "cuda"))
         if applies(model):  # after the library's own check of the names it knows
             model.set_attn_implementation(PER_REQUEST)
         self.logit_processor: Any = _Rows(self.logit_processor, steering, sink)
@@ -219,7 +222,7 @@ class SteeringManager(ContinuousBatchingManager):
         processor = super()._create_batch_processor()
         prepare, update = processor.prepare_next_batch, processor.update_batch
         _share_untouched(processor, self._sink)
-        _admit_after_cancellations(processor.scheduler)
+        _tell_cancellations(processor.scheduler, self._sink)
 
         def prepare_next_batch() -> bool:
             with self._stream():
@@ -304,7 +307,7 @@ class _HostCopy:
         return report, trace, dict(zip(self._points, others, strict=True))
 
 
-def _batching_config(config: EngineConfig) -> ContinuousBatchingConfig:
+def _batching_config(config: EngineConfig, *, on_gpu: bool) -> ContinuousBatchingConfig:
     return ContinuousBatchingConfig(
         page_size=config.page_size,
         num_blocks=config.cache_tokens // config.page_size,
@@ -312,8 +315,8 @@ def _batching_config(config: EngineConfig) -> ContinuousBatchingConfig:
         max_requests_per_batch=config.max_requests,
         scheduler_type=FAIR,
         allow_block_sharing=config.share_prefixes,  # within the bounds of `_share_untouched`
-        use_cuda_graph=config.cuda_graphs,
-        use_async_batching=config.async_batching,
+        use_cuda_graph=config.cuda_graphs and on_gpu,
+        use_async_batching=config.async_batching and on_gpu,
         auto_switch_to_flash=False,
     )
 
@@ -344,17 +347,19 @@ def _share_untouched(processor: Any, sink: Sink) -> None:
     paged.search_prefix_match, paged.mark_complete_blocks = search_prefix_match, mark_complete_blocks
 
 
-def _admit_after_cancellations(scheduled: Any) -> None:
-    """After an eviction the library admits nobody until a request *finishes*. A cancellation frees cache too.
+def _tell_cancellations(scheduled: Any, sink: Sink) -> None:
+    """Tells the sink of cancelled requests, and admits others behind them.
 
-    Without this, the evicted request and all behind it would wait for ever once the others have been cancelled.
+    After an eviction the library admits nobody until a request *finishes*. A cancellation frees cache too: without this, the evicted
+    request and all behind it would wait for ever once the others have been cancelled.
     """
     clear = scheduled.clear_cancelled_requests
 
     def clear_cancelled_requests() -> Any:
         cancelled = clear()
-        if cancelled:
+        for state in cancelled:
             scheduled.block_new_requests = False
+            sink.on_cancelled(state.request_id)
         return cancelled
 
     scheduled.clear_cancelled_requests = clear_cancelled_requests

@@ -23,7 +23,7 @@ class EngineConfig:
     share_prefixes: equal beginnings of prompts are computed once, as far as no policy touches them (`tables.untouched`).
     pack_weights: on a CPU, weights are held in the layout that multiplies fastest (`packing`); the model is as it was after `stop`.
     capture: hook points whose activations at the answer position are returned with every answer.
-    cuda_graphs, async_batching: GPU only; on a CPU the library turns both off.
+    cuda_graphs, async_batching: GPU only; on a CPU both are off whatever is said here.
     """
 
     max_requests: int = 32

@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from merasteer.engine.admission import check, end_tokens
 from merasteer.engine.batching import SteeringManager, Step
 from merasteer.engine.config import EngineConfig
@@ -32,6 +30,8 @@ from merasteer.errors import EngineFailed, InvalidInput, MeraError, Overloaded
 from merasteer.types import FinishReason, GeneratedToken, Generation, GenerationRequest, HookPoint, SteeringVectors
 
 __all__ = ["Engine", "EngineStats"]
+
+STOPPED = "engine: it was stopped before the request was answered; send it again"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Engine:
         self._runs: dict[str, Run] = {}
         self._waiting: deque[Run] = deque()
         self._cancelled: deque[Run] = deque()
+        self._changes: deque[tuple[HookPoint, int, SteeringVectors | None]] = deque()  # of the tables, in order
+        self._registrations = itertools.count()
         self._slots = list(range(self.config.max_requests, 0, -1))
         self._lock = threading.Lock()
         self._ids = itertools.count()
@@ -64,6 +66,7 @@ class Engine:
         self._manager: SteeringManager | None = None
         self._stack = ExitStack()
         self._eos = end_tokens(loaded)
+        self._graphs = self.config.cuda_graphs and loaded.model.device.type == "cuda"
 
     # ------------------------------------------------------------------------------------------- life
 
@@ -91,7 +94,9 @@ class Engine:
             manager, self._manager = self._manager, None
         if manager is not None:
             self._stack.close()
-            self._fail_all(EngineFailed("engine: it was stopped before the request was answered; send it again"))
+            self._fail_all(EngineFailed(STOPPED))
+            with self._lock:
+                self._apply_changes()
 
     @property
     def leads(self) -> bool:
@@ -129,10 +134,9 @@ class Engine:
                 raise InvalidInput(
                     f"hook_point: {self.loaded.architecture} has no {vectors.hook_point!r}; use one of {known}"
                 )
-            row = self._steering.tables[vectors.hook_point].add(vectors)
-            self._residents[key] = Resident(vectors.hook_point, row, vectors)
-        if self._steering.report.is_cuda:
-            torch.cuda.synchronize()
+            row = self._steering.tables[vectors.hook_point].reserve(vectors)
+            self._residents[key] = Resident(vectors.hook_point, row, vectors, next(self._registrations))
+            self._change(vectors.hook_point, row, vectors)
 
     def unregister(self, key: str) -> None:
         """Forgets a key at once; its row is freed when the last request that uses it has ended."""
@@ -145,7 +149,19 @@ class Engine:
 
     def _drop_if_unused(self, resident: Resident) -> None:
         if resident.retired and resident.users == 0:
-            self._steering.tables[resident.hook_point].remove(resident.row)
+            self._steering.tables[resident.hook_point].release(resident.row)
+            self._change(resident.hook_point, resident.row, None)
+
+    def _change(self, point: HookPoint, row: int, vectors: SteeringVectors | None) -> None:
+        """Has a row of vectors written between two passes, before any request that was sent later is taken up. Under the lock."""
+        self._changes.append((point, row, vectors))
+        if self._manager is None:
+            self._apply_changes()
+
+    def _apply_changes(self) -> None:
+        while self._changes:
+            point, row, vectors = self._changes.popleft()
+            self._steering.tables[point].write(row, vectors)
 
     # -------------------------------------------------------------------------------------- requests
 
@@ -258,19 +274,26 @@ class Engine:
             elif run in self._waiting:
                 self._waiting.remove(run)
             self._end(run)
-        while self._slots and self._waiting and not self._held:
-            self._hand_over(self._waiting.popleft(), manager)
-        if self._steering.rehook() and self.config.cuda_graphs:
+        ready = (
+            [self._waiting.popleft() for _ in range(min(len(self._slots), len(self._waiting)))]
+            if not self._held
+            else []
+        )
+        self._apply_changes()  # those that were asked for before what is handed over now, at least
+        if self._steering.rehook() and self._graphs:
             manager.forget_graphs()
+        for run in ready:
+            self._hand_over(run, manager)
 
     def _hand_over(self, run: Run, manager: SteeringManager) -> None:
         if run.future.cancelled():
             return  # it ends by way of the cancellations
         request = run.request
         self._seat(run, self._slots.pop())
-        carried = (run.id, run.slot, request)
+        carried = (run.id, run.slot, request, None if run.resident is None else run.resident.number)
         if not manager.hand_over(run.id, list(request.prompt), request.max_new_tokens, sorted(self._eos), carried):
-            self._fail(run, EngineFailed("engine: the batch takes no more requests; restart the server"))
+            told = "engine: the batch takes no more requests; restart the server"
+            self._fail(run, EngineFailed(STOPPED if self._manager is None else told))
 
     def _seat(self, run: Run, slot: int) -> None:
         """Writes a run's rows."""
@@ -279,19 +302,30 @@ class Engine:
         if run.resident is not None and run.request.policy is not None:
             self._steering.tables[run.resident.hook_point].assign(slot, run.resident.row, run.request.policy)
 
-    def on_admitted(self, carried: tuple[str, int, GenerationRequest]) -> None:
+    def on_admitted(self, carried: tuple[str, int, GenerationRequest, int | None]) -> None:
         """A request is about to be scheduled. On the rank that leads it is known; the others learn of it here."""
-        run_id, slot, request = carried
+        run_id, slot, request, number = carried
         if run_id in self._runs:
             return
         with self._lock:
             for run in [run for run in self._runs.values() if run.slot == slot]:
-                self._free(run)  # cancelled by the leading rank, which has given its slot to this one
-            run = Run(run_id, request, self._resident(request), None, self._eos)
-            if run.resident is not None:
-                run.resident.users += 1
+                self._free(run)  # cancelled by the rank that leads, which has given its slot to this one already
+            resident = self._resident(request)
+            if resident is not None and resident.number != number:
+                raise EngineFailed(
+                    "engine: the ranks hold different vectors; register the same, in the same order, on each"
+                )
+            run = Run(run_id, request, resident, None, self._eos)
+            if resident is not None:
+                resident.users += 1
             self._runs[run_id] = run
             self._seat(run, slot)
+
+    def on_cancelled(self, request_id: str) -> None:
+        """The library has dropped a request that was cancelled. The rank that leads knows; the others end it here."""
+        run = self._runs.get(request_id)
+        if run is not None and not self.leads:
+            self._end(run)
 
     def on_batch(self, states: Sequence[Any], *, decoding: bool) -> list[int]:
         """The slots of a batch. A request that the library restarted has another state: its positions count on from before."""
@@ -300,9 +334,13 @@ class Engine:
             if run.state is not state:
                 if run.state is not None and run.request.policy is not None:
                     self._steering.slots.counted[run.slot] = resume_position(run.request, round(run.counts[0]))
+                if run.state is not None and run.label is None:
+                    self._steering.slots.give_bias(
+                        run.slot, run.request
+                    )  # an answer that was not delivered may have used it up
                 run.started_at = run.started_at or state.lifespan[0]
                 run.state = state
-        if not self.config.cuda_graphs:
+        if not self._graphs:
             self._switch(runs, decoding)
         return [run.slot for run in runs]
 
@@ -362,7 +400,8 @@ class Engine:
         """The library gave a request up."""
         run = self._runs.get(request_id)
         if run is not None:
-            self._fail(run, EngineFailed(f"engine: the batch failed ({error}); send the request again"))
+            told = STOPPED if self._manager is None else f"engine: the batch failed ({error}); send the request again"
+            self._fail(run, EngineFailed(told))
 
     def on_fatal(self, error: BaseException) -> None:
         """The loop is dying: every request is answered at once."""

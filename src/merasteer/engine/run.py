@@ -38,6 +38,7 @@ class Resident:
     hook_point: HookPoint
     row: int
     vectors: SteeringVectors
+    number: int  # of its registration, the same on every rank
     users: int = 0
     retired: bool = False
 
@@ -168,6 +169,8 @@ class Run:
             return SteeringCounts()
         tokens, steered, cells, shift, largest = self.counts
         layers = len(movable_layers(self.resident.vectors, policy))
+        if not layers:  # whether its tokens are counted depends on the company
+            return SteeringCounts()
         return SteeringCounts(
             round(tokens),
             round(steered),

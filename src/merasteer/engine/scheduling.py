@@ -30,7 +30,9 @@ class FairScheduler(FIFOScheduler):
     def _process_candidates(self, candidates: list[Any], *given: Any, **named: Any) -> Any:
         self._passes += 1
         prompts = [state for state in candidates if state.status != RequestStatus.DECODING]
-        self._since = {state.request_id: self._since.get(state.request_id, self._passes) for state in prompts}
+        # Those that wait while nobody is admitted (after an eviction) are no candidates, and keep their turn.
+        kept = {name: since for name, since in self._since.items() if name in self.waiting_requests}
+        self._since = kept | {state.request_id: self._since.get(state.request_id, self._passes) for state in prompts}
         running = [state for state in candidates if state.status == RequestStatus.DECODING]
         return super()._process_candidates([*running, *sorted(prompts, key=self._turn)], *given, **named)
 

@@ -55,11 +55,12 @@ class Facts:
 
     def __init__(self, kwargs: dict[str, Any], table: SlotTable) -> None:
         self._kwargs, self._table = kwargs, table
+        self.steady = False  # each token is its request's last: nothing is to be picked out
         self.moves: dict[HookPoint, Moves] = {}
 
     def advance(self, kwargs: dict[str, Any]) -> None:
         """The next pass over the same requests, each with its next token: all stays as it is but for the positions."""
-        self._kwargs = kwargs
+        self._kwargs, self.steady = kwargs, True
         self.__dict__.pop("position", None)
 
     @cached_property
@@ -130,7 +131,7 @@ class Moves:
             zip(self.limit.unbind(), self.z.unbind(), self.amount.unbind(), self.size.unbind(), strict=True)
         )
 
-    def move(self, layer: int, hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    def move(self, layer: int, hidden: torch.Tensor, facts: Facts) -> torch.Tensor:
         """hidden (1, T, d), each token moved by its own policy at a layer. Two thin products, never a (T, d) gather."""
         i = self.rows.layers[layer]
         limit, z, amount, size = self._by_layer[i]
@@ -141,7 +142,7 @@ class Moves:
         moved = torch.addmm(before, amount, step).to(hidden.dtype)
         torch.linalg.vector_norm(before, dim=-1, out=size)
         if layer in self.rows.reports:
-            chosen = moved if last.shape[0] == moved.shape[0] else moved[last]
+            chosen = moved if facts.steady else moved[facts.last]
             self.again[layer] = torch.addmm(bias, chosen.float(), weight)
         return moved[None]
 
@@ -253,7 +254,7 @@ class Steering:
             if point in self.captured:
                 self.captured[point][: facts.last.shape[0], layer] = hidden[0, facts.last].float()
             moves = facts.moves.get(point)
-            return None if moves is None or layer not in moves.rows.layers else moves.move(layer, hidden, facts.last)
+            return None if moves is None or layer not in moves.rows.layers else moves.move(layer, hidden, facts)
 
         return act
 

@@ -64,8 +64,8 @@ class VectorTable:
         self.version = 0  # counts the changes of what is resident
         self._rows: tuple[tuple[int, ...], int, Rows] | None = None  # the last answer of `rows`
 
-    def add(self, vectors: SteeringVectors) -> int:
-        """Makes vectors resident and returns their row. Raises InvalidInput on a wrong shape or a full table."""
+    def reserve(self, vectors: SteeringVectors) -> int:
+        """A free row for these vectors, to be written. Raises InvalidInput on a wrong shape or a full table. Any thread, under a lock."""
         layers, _, width = self.weight.shape
         if vectors.weight.shape != (layers, width):
             raise InvalidInput(
@@ -75,25 +75,28 @@ class VectorTable:
             raise InvalidInput(
                 f"steering vectors: all {self.weight.shape[1] - 1} rows are resident; raise max_policies"
             )
-        row = self._free.pop()
-        self.weight[:, row], self.step[:, row] = vectors.weight.to(self.weight), vectors.step.to(self.step)
-        idle = (
-            vectors.weight.abs().sum(-1) == 0
-        )  # read as 0 whatever its bias, also where another row makes the layer active
-        self.bias[:, row] = vectors.bias.masked_fill(idle, 0.0).to(self.bias)
-        self.along[:, row] = (vectors.weight * vectors.step).sum(-1).to(self.along)
-        self.norm[:, row] = vectors.step.norm(dim=-1).to(self.norm)
-        self._vectors[row] = vectors
-        self._refresh()
-        return row
+        return self._free.pop()
 
-    def remove(self, row: int) -> None:
-        """Frees a row that no slot uses any more."""
-        for table in (self.weight, self.step, self.bias, self.along, self.norm):
-            table[:, row] = 0
-        del self._vectors[row]
+    def release(self, row: int) -> None:
+        """Gives a row that no slot uses any more to the next who reserves one. Any thread, under a lock."""
         self._free.append(row)
         self._free.sort(reverse=True)
+
+    def write(self, row: int, vectors: SteeringVectors | None) -> None:
+        """Makes vectors resident in a reserved row; None: empties it."""
+        if vectors is None:
+            for table in (self.weight, self.step, self.bias, self.along, self.norm):
+                table[:, row] = 0
+            del self._vectors[row]
+        else:
+            self.weight[:, row], self.step[:, row] = vectors.weight.to(self.weight), vectors.step.to(self.step)
+            idle = (
+                vectors.weight.abs().sum(-1) == 0
+            )  # read as 0 whatever its bias, also where another row makes the layer active
+            self.bias[:, row] = vectors.bias.masked_fill(idle, 0.0).to(self.bias)
+            self.along[:, row] = (vectors.weight * vectors.step).sum(-1).to(self.along)
+            self.norm[:, row] = vectors.step.norm(dim=-1).to(self.norm)
+            self._vectors[row] = vectors
         self._refresh()
 
     def _refresh(self) -> None:
@@ -197,6 +200,10 @@ class SlotTable:
         self.variants[slot] = -1
         for label, ids in enumerate(request.variants or ()):
             self.variants[slot, label, : len(ids)] = torch.tensor(ids)
+        self.give_bias(slot, request)
+
+    def give_bias(self, slot: int, request: GenerationRequest) -> None:
+        """Writes a request's label bias, also once more where its answer is to be chosen again."""
         if request.label_bias is not None:
             self.bias[slot, : len(request.label_bias)] = torch.tensor(request.label_bias)
             self.bias_until[slot] = len(request.prompt) - 1 if request.position == "last" else NEVER

@@ -20,7 +20,7 @@ def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 def continuation(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> str:
     """The text of the tokens that follow a prompt, decoded at once."""
-    context = list(prompt[-_CONTEXT:])
+    context = _tail(tokenizer, prompt)
     head, whole = _decode(tokenizer, context), _decode(tokenizer, [*context, *tokens])
     return whole[len(head) :] if whole.startswith(head) else _decode(tokenizer, tokens)
 
@@ -34,9 +34,8 @@ class TextStream:
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._longest = max(map(len, self._stop), default=0)
-        self._window = list(
-            prompt[-_CONTEXT:]
-        )  # the last tokens; the first `_read` of them are in `_head`, the text of the window
+        # The last tokens; the first `_read` of them are in `_head`, the text of the window.
+        self._window = _tail(tokenizer, prompt)
         self._read = len(self._window)
         self._head = self._decode(self._window)
         self._text = ""
@@ -82,7 +81,7 @@ class TextStream:
             found = [at for at in (self._text.find(stop, searched) for stop in self._stop) if at >= 0]
             self._end = min(found, default=None)
         if len(self._window) > _WINDOW:
-            self._window = self._window[-_CONTEXT:]
+            self._window = _tail(self._tokenizer, self._window)
             whole = self._decode(self._window)
         self._head, self._read = whole, len(self._window)
 
@@ -96,6 +95,12 @@ class TextStream:
         piece = self._text[self._released : end]
         self._released = max(self._released, end)
         return piece
+
+
+def _tail(tokenizer: Any, tokens: Sequence[int]) -> list[int]:
+    """The last few tokens, none that begins inside a character: byte tokens behind half a character decode to nothing but its mark."""
+    tails = (list(tokens[-count:]) for count in range(_CONTEXT, _CONTEXT + _OPEN // 2))
+    return next((tail for tail in tails if not _decode(tokenizer, tail).startswith(_BROKEN)), list(tokens[-_CONTEXT:]))
 
 
 def _decode(tokenizer: Any, tokens: Sequence[int]) -> str:
