@@ -131,7 +131,7 @@ async def test_a_stream_that_takes_too_long_ends_with_the_error(
     limited: Limited, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = serving.engine.on_step
-    monkeypatch.setattr(serving.engine, "on_step", lambda found: (time.sleep(0.005), step(found)))
+    monkeypatch.setattr(serving.engine, "on_step", lambda found: (time.sleep(0.03), step(found)))
     async with limited(request_timeout=0.5) as client:
         response = await client.post("/generate", json=STREAM)
         assert response.status_code == 200

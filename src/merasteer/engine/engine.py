@@ -274,22 +274,26 @@ class Engine:
             elif run in self._waiting:
                 self._waiting.remove(run)
             self._end(run)
-        ready = (
-            [self._waiting.popleft() for _ in range(min(len(self._slots), len(self._waiting)))]
-            if not self._held
-            else []
-        )
-        self._apply_changes()  # those that were asked for before what is handed over now, at least
+        self._apply_changes()
+        while (next_run := self._next()) is not None:
+            self._apply_changes()  # the vectors it was sent under are there
+            self._hand_over(*next_run, manager)
         if self._steering.rehook() and self._graphs:
             manager.forget_graphs()
-        for run in ready:
-            self._hand_over(run, manager)
 
-    def _hand_over(self, run: Run, manager: SteeringManager) -> None:
+    def _next(self) -> tuple[Run, int] | None:
+        """The next waiting run and a slot for it. Both at once: `submit` counts those who wait and the slots that are free."""
+        with self._lock:
+            if self._held or not self._slots or not self._waiting:
+                return None
+            return self._waiting.popleft(), self._slots.pop()
+
+    def _hand_over(self, run: Run, slot: int, manager: SteeringManager) -> None:
         if run.future.cancelled():
+            self._slots.append(slot)
             return  # it ends by way of the cancellations
         request = run.request
-        self._seat(run, self._slots.pop())
+        self._seat(run, slot)
         carried = (run.id, run.slot, request, None if run.resident is None else run.resident.number)
         if not manager.hand_over(run.id, list(request.prompt), request.max_new_tokens, sorted(self._eos), carried):
             told = "engine: the batch takes no more requests; restart the server"
