@@ -84,6 +84,7 @@ def walk(tmp_path: Path, root: Path) -> Iterator[Walk]:
         assert found.serving.returncode == 0
 
 
+@pytest.mark.slow
 def test_the_walk(root: Path, walk: Walk, blocks: Any, differs: Any) -> None:
     install, activate, sample, *rest = blocks((root / "docs" / "quickstart.md").read_text(encoding="utf-8"))
     assert install.code == "make install\n"

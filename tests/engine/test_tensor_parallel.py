@@ -69,6 +69,7 @@ def test_two_ranks_answer_as_one_process_and_hold_the_same_tables(folder: Path, 
     )  # the last pass of a cancelled request may have been the first rank's alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["forget", "die"])
 def test_a_rank_that_fails_fails_every_request_and_the_group(folder: Path, tmp_path: Path, fault: str) -> None:
     """Nobody waits for ever, and nobody is answered unsteered: vectors that one rank lacks, and a rank that dies."""
