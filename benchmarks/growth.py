@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from engine import Bench, Load, config_for, opened
-from measure import Found, Rates, Ratio, Section, compare, interleave, medians, setup
+from measure import Found, Ratio, Section, compare, interleave, medians, setup
 from models import make_model, make_vectors, random_prompts
 
 from merasteer.engine import LoadedModel
@@ -127,7 +127,6 @@ def bfloat16_section(size: str, rounds: int) -> Section:
     if not _has_bfloat16():
         section.notes.append("not measured: this processor has no AVX512-BF16")
         return section
-    rates: Rates = {"float32": [], "bfloat16": []}
     models = {"float32": make_model(size), "bfloat16": make_model(size, torch.bfloat16)}
 
     def rate(name: str) -> float:

@@ -61,7 +61,7 @@ def make_base(buildah: Buildah, settings: dict[str, str]) -> None:
     container = buildah("from", "scratch")
     root = Path(buildah("mount", container))
     command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root)]
-    done = subprocess.run([*command, "http://deb.debian.org/debian"], capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)  # from debootstrap's own default mirror
     assert done.returncode == 0, done.stdout[-4000:]
     lines = "".join(f"{name} = {' '.join(value.split())}\n" for name, value in settings.items())
     (root / "etc/pip.conf").write_text(f"[global]\n{lines}", encoding="utf-8")

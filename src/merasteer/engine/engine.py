@@ -60,9 +60,8 @@ class Engine:
         self._lock = threading.Lock()
         self._ids = itertools.count()
         self._held = False
-        self._decoding: list[Run] | None = (
-            None  # the requests of the pass before, where their next tokens are acted on alike
-        )
+        # The requests of the pass before, where their next tokens are acted on alike.
+        self._decoding: list[Run] | None = None
         self._manager: SteeringManager | None = None
         self._stack = ExitStack()
         self._eos = end_tokens(loaded)
@@ -339,9 +338,8 @@ class Engine:
                 if run.state is not None and run.request.policy is not None:
                     self._steering.slots.counted[run.slot] = resume_position(run.request, round(run.counts[0]))
                 if run.state is not None and run.label is None:
-                    self._steering.slots.give_bias(
-                        run.slot, run.request
-                    )  # an answer that was not delivered may have used it up
+                    # An answer that was not delivered may have used it up.
+                    self._steering.slots.give_bias(run.slot, run.request)
                 run.started_at = run.started_at or state.lifespan[0]
                 run.state = state
         if not self._graphs:
