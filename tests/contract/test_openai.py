@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -16,18 +16,6 @@ MODEL, TASK = "mera-demo", "mera-demo:demo_spam"
 PROMPT = 'Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Answer as desk B'
 LONG = "Message:"  # the model goes on writing behind it
 CHAT: Any = [{"role": "user", "content": PROMPT}]
-
-
-@pytest.fixture
-def ai(address: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
-@pytest.fixture
-async def aio(address: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as found:
-        yield found
 
 
 def choice_of(reply: Any) -> Any:

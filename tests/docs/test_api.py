@@ -8,20 +8,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from mera_server import examples
-from mera_server.app import create_app
-from mera_server.settings import Settings
 
-from merasteer import demo
 from merasteer.errors import MeraError
 
 ADDRESS = "http://127.0.0.1:8000"
@@ -31,27 +25,6 @@ Differs = Callable[[Any, Any], str | None]
 @pytest.fixture(scope="module")
 def page(root: Path) -> str:
     return (root / "docs" / "api.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The built-in model on a free loopback port, ready."""
-    if not (demo.model_dir() / "config.json").is_file():
-        pytest.skip("the built-in demo is not built; run `mera demo build`")
-    app = uvicorn.Server(
-        uvicorn.Config(create_app(Settings(store=tmp_path_factory.mktemp("store"))), port=0, log_level="error")
-    )
-    thread = threading.Thread(target=app.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while not app.started and time.monotonic() < deadline:
-        time.sleep(0.05)
-    address = f"http://127.0.0.1:{app.servers[0].sockets[0].getsockname()[1]}"
-    while httpx.get(f"{address}/health/ready").status_code != 200 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    yield address
-    app.should_exit = True
-    thread.join(30)
 
 
 @pytest.fixture(scope="module")
