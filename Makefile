@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A machine with a GPU: `make install TORCH="torch==2.13.0 --index-url <the CUDA index that pytorch.org names for your driver>"`.
 TORCH ?= torch==2.13.0
+# One worker per core, at most four (each holds a model), each computing on one thread: two workers on two cores beat one on both.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 # The clients live in their own distribution; the stamp is renewed when any list of packages changes.
 STAMP := $(VENV)/.installed
 
@@ -31,10 +33,10 @@ serve: $(STAMP)  ## serve the built-in model on http://127.0.0.1:8000
 	$(BIN)/mera serve
 
 test: $(STAMP)   ## everything but the slow and the gpu tests, under ten minutes on two cores
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu'
 
 test-all: $(STAMP)  ## the slow tests too
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
