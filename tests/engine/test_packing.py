@@ -8,7 +8,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from merasteer.engine import Engine, EngineConfig, LoadedModel
-from merasteer.engine.packing import can_pack, packed
+from merasteer.engine.packing import _rounded, can_pack, packed
 from merasteer.types import GenerationRequest
 
 from .conftest import tiny
@@ -72,3 +72,10 @@ def test_a_start_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ZeroDivisionError):
         engine.start()
     assert loaded.model.lm_head.weight.numel() == loaded.vocab * loaded.width
+
+
+def test_few_numbers_of_rows_are_computed_for() -> None:
+    """Each would leave code of its own behind, for as long as the process lives."""
+    rounded = {count: _rounded(count) for count in range(1, 513)}
+    assert all(count <= found <= 9 / 8 * count for count, found in rounded.items())
+    assert len(set(rounded.values())) == 56
