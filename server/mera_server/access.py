@@ -67,7 +67,7 @@ class Bucket:
 
 
 def charge(scope: Scope, generations: int) -> None:
-    """A request that makes several generations pays for each; its first was paid for when it came in."""
+    """A request that was taken pays for each of its generations; its first was paid for when it came in."""
     bucket: Bucket | None = scope.get("state", {}).get("bucket")
     if bucket is not None:
         bucket.spend(generations - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from mera_server import tracing
-from mera_server.access import Access
+from mera_server.access import Access, needed
 from mera_server.errors import on_http_exception, on_mera_error
 from mera_server.examples import add_examples
 from mera_server.middleware import BodyLimit, Requests
@@ -61,7 +62,7 @@ def create_app(
             watching.cancel()
             await asyncio.to_thread(runtime.stop)
             if spans is not None:
-                await asyncio.to_thread(spans.shutdown)  # sends what is left
+                await asyncio.to_thread(tracing.close, spans)
 
     app = FastAPI(
         title="mera-server",
@@ -79,7 +80,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, on_http_exception)
     # Each is put around those above it.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    app.add_middleware(Running, flights=runtime.flights, seconds=settings.request_timeout)
+    app.add_middleware(Running, flights=runtime.flights, room=runtime.room, seconds=settings.request_timeout)
     app.add_middleware(Access, ring=runtime.keys, rate=settings.rate_limit, burst=settings.burst)
     app.add_middleware(Requests, metrics=runtime.metrics)
     if spans is not None:
@@ -107,6 +108,18 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         ]
         _, models = models_json_schema(shapes, ref_template=template)
         described["components"]["schemas"].update(models["$defs"])
+        _tell_of_keys(described)
         add_examples(described)
         app.openapi_schema = described
     return app.openapi_schema
+
+
+def _tell_of_keys(described: dict[str, Any]) -> None:
+    """Adds what a route answers to a caller without the key that it needs (`access.needed`)."""
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            for status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                if needed(method.upper(), path) is not None:
+                    schema = {"$ref": "#/components/schemas/ErrorReply"}
+                    told = {"description": status.phrase, "content": {"application/json": {"schema": schema}}}
+                    operation["responses"].setdefault(str(status.value), told)

@@ -31,7 +31,6 @@ from merasteer.types import GeneratedToken, Generation, GenerationRequest
 __all__ = [
     "Finished",
     "Named",
-    "admit",
     "answer",
     "complete",
     "disconnected",
@@ -44,7 +43,6 @@ __all__ = [
 
 content = logging.getLogger("mera.content")
 _SHORT = 8192  # characters that are tokenized on the event loop; more go to a thread
-_AT_ONCE = 16  # requests submitted before other callers get a turn
 
 Named = Callable[
     [int, MeraError], MeraError
@@ -91,8 +89,7 @@ async def complete(
     """
     serving = runtime.serving()
     tokens = prompts or await encode(serving, plans)
-    admit(runtime, request, tokens, named)
-    futures = await submit(serving, plans, tokens, named)
+    futures = submit(runtime, serving, request, plans, tokens, named)
     generations = await _until_gone(futures, request)
     return [finish(runtime, serving, *pair) for pair in zip(plans, generations, strict=True)]
 
@@ -101,6 +98,7 @@ def finish(runtime: Runtime, serving: Serving, planned: Plan, generation: Genera
     """The report of one generation, counted in the metrics. Once for each."""
     mera = mera_object(planned, generation, serving.engine.decode)
     runtime.metrics.generation(generation, mera)
+    runtime.room.answered(generation)
     note(mera, generation)
     if runtime.settings.log_content:
         content.info(
@@ -115,17 +113,6 @@ def finish(runtime: Runtime, serving: Serving, planned: Plan, generation: Genera
             ),
         )
     return Finished(planned, generation, mera)
-
-
-def admit(runtime: Runtime, request: Request, prompts: Sequence[tuple[int, ...]], named: Named = native) -> None:
-    """Charges the caller for each generation. Raises PromptTooLong where this server takes only shorter prompts."""
-    charge(request.scope, len(prompts))
-    limit = runtime.limits.max_prompt_tokens
-    for choice, prompt in enumerate(prompts):
-        if limit is not None and len(prompt) > limit:
-            raise named(
-                choice, PromptTooLong(f"inputs: {len(prompt)} tokens, and this server takes {limit}; shorten it")
-            )
 
 
 def engine_request(planned: Plan, prompt: tuple[int, ...]) -> GenerationRequest:
@@ -156,27 +143,29 @@ async def encode(serving: Serving, plans: Sequence[Plan]) -> list[tuple[int, ...
     return [found[planned.prompt] for planned in plans]
 
 
-async def submit(
+def submit(
+    runtime: Runtime,
     serving: Serving,
+    request: Request,
     plans: Sequence[Plan],
     prompts: Sequence[tuple[int, ...]],
     named: Named = native,
     watch: Watch | None = None,
 ) -> list[Future[Generation]]:
-    """The engine's futures, all of them or none: where one is refused, the others are cancelled. watch(i) is told of i's tokens."""
-    futures: list[Future[Generation]] = []
-    try:
-        for choice, (planned, prompt) in enumerate(zip(plans, prompts, strict=True)):
-            if choice and choice % _AT_ONCE == 0:
-                await asyncio.sleep(0)
-            watcher = None if watch is None else watch(choice)
-            futures.append(serving.engine.submit(engine_request(planned, prompt), watcher))
-    except BaseException as error:
-        for future in futures:
-            future.cancel()
-        if isinstance(error, MeraError):
-            raise named(len(futures), error) from None
-        raise
+    """The engine's futures, all of them or none; the caller pays for what was taken. watch(i) is told of i's tokens.
+
+    Raises PromptTooLong where this server takes only shorter prompts, and what the engine raises.
+    """
+    limit = runtime.limits.max_prompt_tokens
+    for choice, prompt in enumerate(prompts):
+        if limit is not None and len(prompt) > limit:
+            raise named(
+                choice, PromptTooLong(f"inputs: {len(prompt)} tokens, and this server takes {limit}; shorten it")
+            )
+    asked = [engine_request(*pair) for pair in zip(plans, prompts, strict=True)]
+    watchers = None if watch is None else [watch(choice) for choice in range(len(plans))]
+    futures = serving.engine.submit_all(asked, watchers, named)
+    charge(request.scope, len(futures))
     return futures
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+import torch
+
 from mera_server.catalog import Catalog
 from mera_server.settings import Settings
 from mera_server.shelf import Shelf, identity_of
@@ -38,8 +40,7 @@ def load(settings: Settings) -> Serving:
         device_map=settings.device_map,
         tensor_parallel=settings.tensor_parallel,
     )
-    engine = Engine(loaded, replace(EngineConfig(), **settings.engine_sizes))
-    engine.start()
+    engine = _started(loaded, settings)
     try:
         shelf = Shelf(engine, [settings.store, demo.store_dir()], _known_tasks(loaded))
         catalog = shelf.read()
@@ -52,6 +53,24 @@ def load(settings: Settings) -> Serving:
     special = frozenset(getattr(loaded.tokenizer, "all_special_ids", ()))
     # Several processes would have to read a changed store at the same moment: with them the catalog stays as it is.
     return Serving(engine, catalog, special, shelf if settings.tensor_parallel == 1 else None)
+
+
+def _started(loaded: LoadedModel, settings: Settings) -> Engine:
+    config = replace(EngineConfig(), **settings.engine_sizes)
+    if config.max_waiting is None:  # a server's queue has an end
+        config = replace(config, max_waiting=max(1, config.max_requests // 2))
+    try:
+        engine = Engine(loaded, config)
+        engine.start()
+    except (MemoryError, RuntimeError) as error:
+        # torch tells by its message alone that a CPU's memory has run out.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise InvalidInput(
+            f"memory: that of {loaded.device} holds the model but not its cache and its tables; "
+            "lower cache_tokens, max_policies or max_requests"
+        ) from error
+    return engine
 
 
 def _check_default(name: str, catalog: Catalog) -> None:

@@ -1,7 +1,8 @@
-"""How long an inference request may take, and how all of them end when the server stops.
+"""Which inference requests are let in, how long they may take, and how all of them end when the server stops.
 
 Each is a `Flight` from its first byte to its last. One that outlives the request timeout, a slow body or a slow reader included, ends
-with `deadline_exceeded`; when the server stops, new ones are refused and what still runs at the end of the drain is cut.
+with `deadline_exceeded`; when the server stops, new ones are refused and what still runs at the end of the drain is cut. While the
+engine's queue is full, they are refused before anything of them is read, and told when to come back.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mera_server.errors import error_event
+from mera_server.errors import error_event, error_response
 from mera_server.middleware import INFERENCE_ROUTES, failed
-from merasteer.errors import DeadlineExceeded, MeraError, NotReady
+from mera_server.room import Room
+from merasteer.errors import DeadlineExceeded, MeraError, NotReady, Overloaded
 
 __all__ = ["Flights", "Running"]
 
@@ -63,11 +65,11 @@ class Flights:
 
 
 class Running:
-    """Puts every inference request under its deadline, and refuses new ones while the server drains."""
+    """Puts every inference request under its deadline, and refuses new ones while the server drains or there is no room."""
 
-    def __init__(self, app: ASGIApp, flights: Flights, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, flights: Flights, room: Room, seconds: float) -> None:
         self.app = app
-        self.flights, self.seconds = flights, seconds
+        self.flights, self.room, self.seconds = flights, room, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in INFERENCE_ROUTES:
@@ -75,13 +77,16 @@ class Running:
             return
         if self.flights.draining:
             raise NotReady("server: it is stopping and takes no more requests; ask another one, or this one later")
-        answer = _Answer(send)
+        answer = _Answer(send, self.room)
         flight: Flight | None = None
         try:
+            self.room.check()
             async with asyncio.timeout(self.seconds) as timeout:
                 flight = Flight(timeout)
                 self.flights.add(flight)
                 await self.app(scope, receive, answer.send)
+        except Overloaded as error:
+            await error_response(error)(scope, receive, answer.send)
         except TimeoutError:
             if flight is None or not flight.timeout.expired():
                 raise
@@ -97,15 +102,17 @@ class Running:
 
 
 class _Answer:
-    """What has been sent of one answer."""
+    """What has been sent of one answer. A 429 says when there will be room."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, room: Room) -> None:
+        self._send, self._room = send, room
         self._started = self._streams = self._complete = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
+            if message["status"] == Overloaded.status:
+                MutableHeaders(scope=message)["Retry-After"] = str(self._room.wait())
             self._streams = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
         elif message["type"] == "http.response.body":
             self._complete = not message.get("more_body", False)

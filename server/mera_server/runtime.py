@@ -14,6 +14,7 @@ from mera_server.keys import KeyRing
 from mera_server.metrics import Metrics
 from mera_server.replies import ReloadReply
 from mera_server.resolve import Limits
+from mera_server.room import Room
 from mera_server.running import Flights
 from mera_server.settings import Settings
 from merasteer.errors import EngineFailed, MeraError, NotReady
@@ -43,6 +44,7 @@ class Runtime:
         )
         self.keys = None if settings.keys_file is None else KeyRing(settings.keys_file)
         self.flights = Flights()
+        self.room = Room(lambda: self._serving)
         self.failure: BaseException | None = None
         self._loader, self._on_failure = loader, on_failure
         self._serving: Serving | None = None

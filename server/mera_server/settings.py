@@ -92,7 +92,11 @@ class Settings(BaseModel):
     tls_key: Annotated[Path | None, Field(description="its private key (PEM)")] = None
     max_requests: Annotated[Positive | None, Field(description="requests in the batch at once")] = None
     max_waiting: Annotated[
-        int | None, Field(description="requests queued behind them; more are refused with 429", ge=0)
+        int | None,
+        Field(
+            description="requests waiting for a place; while so many do, more are refused (429); none: half of max_requests",
+            ge=0,
+        ),
     ] = None
     max_policies: Annotated[Positive | None, Field(description="steering vectors resident at once, per hook point")] = (
         None

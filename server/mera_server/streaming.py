@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mera_server.bridge import Finished, Named, admit, disconnected, encode, finish, native, submit
+from mera_server.bridge import Finished, Named, disconnected, encode, finish, native, submit
 from mera_server.errors import error_event, foreign
 from mera_server.loading import Serving
 from mera_server.middleware import failed, log_failure
@@ -64,9 +64,8 @@ async def open_stream(
     """
     serving = runtime.serving()
     tokens = prompts or await encode(serving, plans)
-    admit(runtime, request, tokens, named)
     stream = TokenStream(runtime, serving, plans, tokens)
-    await stream.start(request, named)
+    stream.start(request, named)
     return stream
 
 
@@ -91,19 +90,24 @@ class TokenStream:
         self._gone: asyncio.Task[None] | None = None
         self._left = False
 
-    async def start(self, request: Request, named: Named) -> None:
+    def start(self, request: Request, named: Named) -> None:
         """Submits the plans, and watches whether the caller leaves."""
-        self._futures = await submit(self._serving, self._plans, self._prompts, named, self._watch)
+        self._futures = submit(self._runtime, self._serving, request, self._plans, self._prompts, named, self._watch)
         for choice, future in enumerate(self._futures):
             future.add_done_callback(self._ended(choice))
         self._gone = self._loop.create_task(self._until_left(request))
 
     def close(self) -> None:
-        """Ends what still runs. Any number of times."""
+        """Ends what still runs and lets go of the plans. Any number of times; nothing is read from the stream afterwards.
+
+        Futures and tasks refer back to the stream: plans that stayed would keep a withdrawn artifact in the engine until the
+        collector of cycles comes by.
+        """
         for future in self._futures:
             future.cancel()
         if self._gone is not None:
             self._gone.cancel()
+        self._futures, self._plans, self._gone = [], (), None
 
     def __aiter__(self) -> TokenStream:
         return self

@@ -7,6 +7,7 @@ OTEL_ variables, and a caller's `traceparent` makes the span a part of the calle
 from __future__ import annotations
 
 import os
+import threading
 from contextvars import ContextVar
 from importlib import import_module
 from importlib.metadata import version
@@ -20,8 +21,9 @@ from mera_server.replies import MeraReply
 from merasteer.errors import InvalidInput
 from merasteer.types import Generation
 
-__all__ = ["Traced", "note", "provider"]
+__all__ = ["Traced", "close", "note", "provider"]
 
+LAST_SECONDS = 2.0  # in which spans are sent when the server ends
 _notes: ContextVar[list[dict[str, Any]] | None] = ContextVar("_notes", default=None)
 
 
@@ -37,9 +39,16 @@ def provider(endpoint: str) -> Any:
         ) from None
     name = os.environ.get("OTEL_SERVICE_NAME", "mera-server")
     facts = {"service.name": name, "service.version": version("mera-server")}
-    made = sdk.TracerProvider(resource=resources.Resource.create(facts))
+    made = sdk.TracerProvider(resource=resources.Resource.create(facts), shutdown_on_exit=False)  # `close` does it
     made.add_span_processor(export.BatchSpanProcessor(exporter.OTLPSpanExporter(endpoint=endpoint)))
     return made
+
+
+def close(provider: Any) -> None:
+    """Sends what is left. A collector that does not answer holds the end of the server up for no longer than `LAST_SECONDS`."""
+    sending = threading.Thread(target=provider.shutdown, name="mera-spans", daemon=True)
+    sending.start()
+    sending.join(LAST_SECONDS)
 
 
 def note(mera: MeraReply, generation: Generation) -> None:

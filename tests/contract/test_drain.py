@@ -105,7 +105,7 @@ def test_a_second_signal_waits_for_nothing(settings: Settings, mera_serve: Serve
 
 
 def test_a_crash_answers_everybody_and_ends_the_process(settings: Settings, mera_serve: Serve, tmp_path: Path) -> None:
-    options = ("--port", "0", "--store", str(tmp_path), "--max-requests", "2")
+    options = ("--port", "0", "--store", str(tmp_path), "--max-requests", "2", "--max-waiting", "4")
     with mera_serve(*options, code=SLOW, CRASH=str(tmp_path / "crash")) as (process, address):
         until_ready(address)
         answers: list[httpx.Response] = []

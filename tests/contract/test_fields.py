@@ -32,10 +32,10 @@ class Captor:
     requests: list[GenerationRequest] = field(default_factory=list)
     watched: list[bool] = field(default_factory=list)
 
-    def submit(self, request: GenerationRequest, on_token: Any = None) -> Any:
-        self.requests.append(request)
-        self.watched.append(on_token is not None)
-        return self.engine.submit(request, on_token)
+    def submit_all(self, requests: Any, watchers: Any, named: Any) -> Any:
+        self.requests += requests
+        self.watched += [False] * len(requests) if watchers is None else [watcher is not None for watcher in watchers]
+        return self.engine.submit_all(requests, watchers, named)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)

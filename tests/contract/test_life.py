@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +13,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from mera_server.app import create_app
+from mera_server.commands import serve
 from mera_server.loading import Serving, load
 from mera_server.settings import Settings
 
 from merasteer.engine import Engine
 from merasteer.errors import InvalidInput
+from merasteer.types import GenerationRequest
 
 LONG = {"inputs": "Message:", "parameters": {"max_new_tokens": 900}}
 
@@ -152,3 +155,50 @@ async def test_a_full_queue_is_429_and_later_requests_are_served(settings: Setti
         assert refused.json()["error"]["code"] == "overloaded"
         assert refused.headers["retry-after"]
         assert (await client.post("/generate", json=body)).status_code == 200
+
+
+async def test_who_is_refused_for_want_of_room_is_told_before_anything_is_read_and_pays_for_one(
+    settings: Settings, narrow: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"rate_limit": 0.01, "rate_burst": 4}
+    app = create_app(settings.model_copy(update=given), loader=lambda _: narrow)
+    app.state.runtime.start()
+    encode, few = narrow.engine.encode, {"inputs": "Message:", "parameters": {"max_new_tokens": 1}}
+    async with over(app) as client:
+        await until_ready(client)
+        with narrow.engine.held():
+            waiting = [narrow.engine.submit(GenerationRequest(encode("Message:"), 40)) for _ in range(2)]
+            monkeypatch.setattr(narrow.engine, "_next", lambda: None)  # they go on waiting
+        monkeypatch.setattr(narrow.engine, "encode", lambda _: pytest.fail("a prompt was tokenized"))
+        many = {"task": "demo_desk_a", "inputs": ["x"] * 20}
+        for path, content in (("/classify", json.dumps(many)), ("/generate", "{"), ("/v1/completions", "not read")):
+            response = await client.post(path, content=content)
+            assert (response.status_code, response.json()["error"]["code"]) == (429, "overloaded")
+            assert response.headers.get_list("retry-after") == ["1"]
+        monkeypatch.undo()
+        for future in waiting:
+            future.cancel()
+        await until_idle(narrow.engine)
+        assert (await client.post("/generate", json=few)).status_code == 200
+        refused = await client.post("/generate", json=few)
+        assert refused.json()["error"]["code"] == "rate_limited"
+        assert 95 <= int(refused.headers["retry-after"]) <= 100  # 4 of 4 were spent, and no more
+        text = app.state.runtime.metrics.text().decode()
+        assert 'mera_requests_total{route="/classify",status="429"} 1.0' in text
+
+
+async def test_a_batch_larger_than_the_queue_is_served(settings: Settings, narrow: Serving) -> None:
+    app = create_app(settings, loader=lambda _: narrow)
+    app.state.runtime.start()
+    async with over(app) as client:
+        await until_ready(client)
+        response = await client.post("/classify", json={"task": "demo_desk_a", "inputs": ["x"] * 20})
+        assert response.status_code == 200, response.text
+        assert len(response.json()["results"]) == 20
+
+
+def test_an_answer_in_two_packets_does_not_wait_for_the_first_to_be_acknowledged() -> None:
+    with serve._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -282,6 +284,25 @@ def test_tls(mera_serve: Serve, certificate: tuple[Path, Path], tmp_path: Path) 
             httpx.get(f"{address}/health/live")  # nobody else vouches for it
         with pytest.raises(httpx.TransportError):
             httpx.get(address.replace("https", "http") + "/health/live")
+
+
+def test_the_health_check_of_the_image_follows_the_certificate(
+    mera_serve: Serve, certificate: tuple[Path, Path], tmp_path: Path, root: Path
+) -> None:
+    (line,) = re.findall(
+        r"HEALTHCHECK .*\n +CMD (\[.*\])", (root / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    )
+    _, *check = json.loads(line)
+
+    def healthy(address: str, **environ: str) -> bool:
+        given = {"MERA_PORT": address.rpartition(":")[2], "https_proxy": "http://127.0.0.1:9", **environ}
+        return subprocess.run([sys.executable, *check], env=given, capture_output=True).returncode == 0
+
+    tls = {"MERA_TLS_CERT": str(certificate[0]), "MERA_TLS_KEY": str(certificate[1])}
+    for environ in (tls, {"MERA_TLS_CERT": ""}):
+        with mera_serve("--port", "0", "--store", str(tmp_path), **environ) as (_, address):
+            assert healthy(address, **environ)
+        assert not healthy(address, **environ)
 
 
 def test_a_certificate_that_cannot_be_used_is_one_line(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from fastapi import FastAPI
 from mera_server.loading import Serving
 from mera_server.openai.schemas import ChatBody, CompletionBody, Message, OpenAIBody, StreamOptions
 
-from merasteer.types import GeneratedToken, Generation, GenerationRequest, Policy, Sampling
+from merasteer.types import Generation, GenerationRequest, Policy, Sampling
 
 MODEL = "mera-demo"
 PROMPT = 'Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Answer as desk B'
@@ -85,15 +84,13 @@ def of(route: str, table: dict[str, Any]) -> Any:
 def submitted(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> list[GenerationRequest]:
     """What has reached the engine."""
     found: list[GenerationRequest] = []
-    submit = serving.engine.submit
+    submit_all = serving.engine.submit_all
 
-    def watched(
-        request: GenerationRequest, on_token: Callable[[GeneratedToken], None] | None = None
-    ) -> Future[Generation]:
-        found.append(request)
-        return submit(request, on_token)
+    def watched(requests: list[GenerationRequest], *more: Any) -> list[Future[Generation]]:
+        found.extend(requests)
+        return submit_all(requests, *more)
 
-    monkeypatch.setattr(serving.engine, "submit", watched)
+    monkeypatch.setattr(serving.engine, "submit_all", watched)
     return found
 
 

@@ -88,17 +88,19 @@ def test_a_stream_ends_with_done(address: str) -> None:
 def test_an_error_inside_a_stream_raises_in_the_client(
     ai: openai.OpenAI, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit = serving.engine.submit
+    submit_all = serving.engine.submit_all
 
-    def fails(request: GenerationRequest, on_token: Callable[[GeneratedToken], None]) -> Future[Generation]:
+    def fails(
+        requests: list[GenerationRequest], watchers: list[Callable[[GeneratedToken], None]], *more: Any
+    ) -> list[Future[Generation]]:
         def told(token: GeneratedToken) -> None:
             if token.index == 2:
                 raise RuntimeError("lost")
-            on_token(token)
+            watchers[0](token)
 
-        return submit(request, told)
+        return submit_all(requests, [told], *more)
 
-    monkeypatch.setattr(serving.engine, "submit", fails)
+    monkeypatch.setattr(serving.engine, "submit_all", fails)
     stream = ai.completions.create(model=MODEL, prompt=LONG, max_tokens=9, stream=True)
     assert [next(stream).choices[0].finish_reason for _ in range(2)] == [None, None]
     with pytest.raises(openai.APIError) as caught:

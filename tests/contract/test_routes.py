@@ -83,6 +83,16 @@ async def test_openapi_describes_request_answer_and_errors(app: FastAPI) -> None
     assert names <= set(schema["components"]["schemas"])
 
 
+async def test_openapi_tells_which_routes_need_a_key(app: FastAPI) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    open_to_all = {("get", "/"), ("get", "/health/live"), ("get", "/health/ready")}
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            told = {status for status in ("401", "403") if status in operation["responses"]}
+            assert told == (set() if (method, path) in open_to_all else {"401", "403"}), (method, path)
+
+
 async def test_openapi_describes_streams_and_batches(app: FastAPI) -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         schema = (await client.get("/openapi.json")).json()

@@ -72,6 +72,79 @@ def test_the_queue_is_bounded(llama, prompts, settled):
         assert settled(engine)
 
 
+@pytest.fixture
+def busy(llama, make_vectors):
+    """An engine with one place, which is taken by a request that stays there until it is cancelled, and two more that wait."""
+    with Engine(llama, EngineConfig(max_requests=1, max_waiting=2)) as engine:
+        engine.register("v", make_vectors(1, "residual"))
+        going_on = threading.Event()
+        prepare = engine.on_prepare
+        engine.on_prepare = lambda: (going_on.wait(0.01), prepare())  # hundreds of tokens take seconds
+        first = engine.submit(GenerationRequest((1, 2, 3), 500))
+        while engine.stats().running == 0:
+            time.sleep(0.001)
+        yield engine
+        going_on.set()
+        first.cancel()
+
+
+def test_a_call_larger_than_the_queue_is_taken_where_there_is_room_and_refused_whole_where_there_is_none(
+    busy, prompts, settled
+):
+    short = [GenerationRequest(prompt, 2, Policy("v", 0.3)) for prompt in prompts[:10]]
+    busy.check_room()
+    held = busy.submit_all(short[:1])
+    batch = busy.submit_all(short)  # one waits and the limit is two
+    assert (busy.stats().running, busy.stats().waiting) == (1, 11)
+    for more in (short[:1], short):
+        with pytest.raises(Overloaded, match="11 requests are waiting and the limit is 2"):
+            busy.submit_all(more)
+    with pytest.raises(Overloaded):
+        busy.check_room()
+    assert (busy.stats().waiting, len(busy._runs), busy._residents._known["v"].users) == (11, 12, 11)
+    next(iter(busy._runs.values())).future.cancel()
+    assert [len(future.result(60).tokens) for future in held + batch] == [2] * 11
+    busy.check_room()
+    assert settled(busy)
+    assert busy._residents._known["v"].users == 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (GenerationRequest((), 1), EmptyInputs),
+        (GenerationRequest((1,) * 600, 1), PromptTooLong),
+        (GenerationRequest((1,), 1, Policy("nobody")), InvalidInput),
+        (GenerationRequest((1,), 1, Policy("v", 0.3, layers=(99,))), InvalidInput),
+    ],
+)
+def test_one_bad_request_refuses_its_call_and_leaves_nothing_behind(llama, make_vectors, prompts, settled, bad, error):
+    good = [GenerationRequest(prompt, 2, Policy("v", 0.3)) for prompt in prompts[:6]]
+    with Engine(llama, EngineConfig(max_requests=2, max_policies=1)) as engine:
+        engine.register("v", make_vectors(1, "residual"))
+        told = []
+        with pytest.raises(error, match=r"^requests\[3\]: "):
+            engine.submit_all([*good[:3], bad, *good[3:]], [told.append] * 7)
+        with pytest.raises(error, match=r"^mine 3$"):
+            engine.submit_all([*good[:3], bad], named=lambda number, refused: type(refused)(f"mine {number}"))
+        assert (engine._runs, engine.stats().waiting, engine._residents._known["v"].users) == ({}, 0, 0)
+        watched = engine.submit_all(good, [told.append] + [None] * 5)
+        assert [len(future.result(60).tokens) for future in watched] == [2] * 6
+        assert [token.id for token in told] == list(watched[0].result().tokens)
+        engine.unregister("v")
+        engine.register("other", make_vectors(2, "residual"))  # the only row is free: nobody uses it
+        assert settled(engine)
+
+
+def test_a_call_takes_a_free_place_where_none_may_wait(llama, prompts):
+    with Engine(llama, EngineConfig(max_requests=2, max_waiting=0)) as engine:
+        with engine.held():
+            futures = engine.submit_all([GenerationRequest(prompt, 20) for prompt in prompts[:5]])
+        with pytest.raises(Overloaded):
+            engine.submit(GenerationRequest(prompts[6], 1))
+        assert all(len(future.result(60).tokens) == 20 for future in futures)
+
+
 def test_cancelled_requests_leave_no_slot_behind(llama, prompts, make_vectors, settled):
     with Engine(llama, EngineConfig(max_requests=4)) as engine:
         engine.register("v", make_vectors(1, "residual"))

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from merasteer.engine.text import TextStream
-from merasteer.errors import Cancelled, EngineFailed, InvalidInput, MeraError
+from merasteer.errors import Cancelled, EngineFailed, InvalidInput, MeraError, Overloaded
 from merasteer.types import GeneratedToken, Generation, GenerationRequest, SteeringCounts, TokenTrace
 
 MakePlan = Callable[..., Plan]
@@ -70,7 +70,8 @@ class Engine:
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
         self.failure: BaseException | None = None
         self.calls: list[Call] = []
-        self.refuse: dict[int, MeraError] = {}
+        self.refuse: dict[int, MeraError] = {}  # by the number of the request
+        self.full = False
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text))
@@ -81,11 +82,18 @@ class Engine:
     def text_stream(self, prompt: Iterable[int], stop: Iterable[str]) -> TextStream:
         return TextStream(self.tokenizer, list(prompt), list(stop))
 
-    def submit(self, request: GenerationRequest, on_token: Any = None) -> Future[Generation]:
-        if len(self.calls) in self.refuse:
-            raise self.refuse[len(self.calls)]
-        self.calls.append(Call(request, on_token, Future()))
-        return self.calls[-1].future
+    def check_room(self) -> None:
+        if self.full:
+            raise Overloaded("engine: full")
+
+    def submit_all(self, requests: Any, watchers: Any, named: Any) -> list[Future[Generation]]:
+        self.check_room()
+        for number in self.refuse.keys() & set(range(len(requests))):
+            raise named(number, self.refuse[number])
+        told = watchers or [None] * len(requests)
+        made = [Call(request, watcher, Future()) for request, watcher in zip(requests, told, strict=True)]
+        self.calls += made
+        return [call.future for call in made]
 
     async def call(self, number: int = 0) -> Call:
         for _ in range(1000):
@@ -343,14 +351,15 @@ async def test_choices_are_mixed_and_each_has_its_own_text_and_end(
     tokens.close()
 
 
-async def test_one_refusal_takes_back_what_was_submitted(runtime: Runtime, engine: Engine, make_plan: MakePlan) -> None:
+async def test_one_refusal_names_its_choice_and_submits_nothing(
+    runtime: Runtime, engine: Engine, make_plan: MakePlan
+) -> None:
     engine.refuse[20] = InvalidInput("inputs: wrong")
     with pytest.raises(InvalidInput, match=r"prompt\[20\]"):
         await open_stream(
             runtime, [make_plan()] * 24, Caller().request, lambda i, error: type(error)(f"prompt[{i}]: {error}")
         )
-    assert len(engine.calls) == 20
-    assert all(call.future.cancelled() for call in engine.calls)
+    assert engine.calls == []
 
 
 async def test_an_error_of_one_choice_is_told_once(

@@ -17,7 +17,8 @@ MAX_VARIANTS = 16  # spellings of one label
 class EngineConfig:
     """Sizes and switches of one engine.
 
-    max_requests: requests in the batch at once; max_waiting: requests queued behind them (None: unbounded, for offline use).
+    max_requests: requests in the batch at once. max_waiting: a call is refused while so many wait behind them (None:
+    never); with half of max_requests no call waits much longer than half an answer takes.
     max_policies: resident steering vectors per hook point. max_batch_tokens: tokens of one forward pass (longer prompts are
     prefilled in chunks). cache_tokens: tokens the KV cache holds over all requests, a multiple of page_size.
     share_prefixes: equal beginnings of prompts are computed once, as far as no policy touches them (`tables.untouched`).
@@ -27,7 +28,7 @@ class EngineConfig:
     """
 
     max_requests: int = 32
-    max_waiting: int | None = 256
+    max_waiting: int | None = None
     max_policies: int = 64
     max_batch_tokens: int = 512
     cache_tokens: int = 16_384

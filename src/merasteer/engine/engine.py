@@ -14,23 +14,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from merasteer.engine.admission import check, end_tokens
 from merasteer.engine.batching import SteeringManager, Step
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.loading import LoadedModel
 from merasteer.engine.packing import can_pack, packed
-from merasteer.engine.run import Resident, Run
+from merasteer.engine.residents import Residents
+from merasteer.engine.run import Run
 from merasteer.engine.steer import Steering, Switches
-from merasteer.engine.tables import OPEN, movable_layers, resume_position, untouched
+from merasteer.engine.tables import OPEN, resume_position, untouched
 from merasteer.engine.text import TextStream, continuation, encode
-from merasteer.errors import EngineFailed, InvalidInput, MeraError, Overloaded
+from merasteer.errors import EngineFailed, MeraError, Overloaded
 from merasteer.types import FinishReason, GeneratedToken, Generation, GenerationRequest, HookPoint, SteeringVectors
 
 __all__ = ["Engine", "EngineStats"]
 
+Found = TypeVar("Found")
 STOPPED = "engine: it was stopped before the request was answered; send it again"
 
 
@@ -43,6 +46,26 @@ class EngineStats:
     cache_used_ratio: float
 
 
+def _numbered(number: int, error: MeraError) -> MeraError:
+    """The error of one of several requests, with its number."""
+    return type(error)(f"requests[{number}]: {error}")
+
+
+def _each(
+    requests: Sequence[GenerationRequest],
+    do: Callable[[GenerationRequest], Found],
+    named: Callable[[int, MeraError], MeraError],
+) -> list[Found]:
+    """What `do` says of each request. Raises the first error, as it is to be named."""
+    found = []
+    for number, request in enumerate(requests):
+        try:
+            found.append(do(request))
+        except MeraError as error:
+            raise named(number, error) from None
+    return found
+
+
 class Engine:
     """One model in one continuous batch, one policy per request. A context manager; `start` and `stop` do the same."""
 
@@ -50,12 +73,10 @@ class Engine:
         self.loaded, self.config = loaded, config or EngineConfig()
         self.failure: BaseException | None = None
         self._steering = Steering(loaded.model, loaded.layers, loaded.width, self.config)
-        self._residents: dict[str, Resident] = {}
+        self._residents = Residents(self._steering.tables, loaded.architecture)
         self._runs: dict[str, Run] = {}
         self._waiting: deque[Run] = deque()
         self._cancelled: deque[Run] = deque()
-        self._changes: deque[tuple[HookPoint, int, SteeringVectors | None]] = deque()  # of the tables, in order
-        self._registrations = itertools.count()
         self._slots = list(range(self.config.max_requests, 0, -1))
         self._lock = threading.Lock()
         self._ids = itertools.count()
@@ -95,7 +116,7 @@ class Engine:
             self._stack.close()
             self._fail_all(EngineFailed(STOPPED))
             with self._lock:
-                self._apply_changes()
+                self._residents.write()
 
     @property
     def leads(self) -> bool:
@@ -126,41 +147,18 @@ class Engine:
     def register(self, key: str, vectors: SteeringVectors) -> None:
         """Makes steering vectors resident under a key. Raises InvalidInput if the key is taken or the vectors do not fit."""
         with self._lock:
-            if key in self._residents:
-                raise InvalidInput(f"vectors: {key!r} is registered already; unregister it first")
-            if vectors.hook_point not in self._steering.tables:
-                known = ", ".join(self._steering.tables)
-                raise InvalidInput(
-                    f"hook_point: {self.loaded.architecture} has no {vectors.hook_point!r}; use one of {known}"
-                )
-            row = self._steering.tables[vectors.hook_point].reserve(vectors)
-            self._residents[key] = Resident(vectors.hook_point, row, vectors, next(self._registrations))
-            self._change(vectors.hook_point, row, vectors)
+            self._residents.register(key, vectors)
+            self._write_if_stopped()
 
     def unregister(self, key: str) -> None:
         """Forgets a key at once; its row is freed when the last request that uses it has ended."""
         with self._lock:
-            resident = self._residents.pop(key, None)
-            if resident is None:
-                raise InvalidInput(f"vectors: {key!r} is not registered")
-            resident.retired = True
-            self._drop_if_unused(resident)
+            self._residents.unregister(key)
+            self._write_if_stopped()
 
-    def _drop_if_unused(self, resident: Resident) -> None:
-        if resident.retired and resident.users == 0:
-            self._steering.tables[resident.hook_point].release(resident.row)
-            self._change(resident.hook_point, resident.row, None)
-
-    def _change(self, point: HookPoint, row: int, vectors: SteeringVectors | None) -> None:
-        """Has a row of vectors written between two passes, before any request that was sent later is taken up. Under the lock."""
-        self._changes.append((point, row, vectors))
-        if self._manager is None:
-            self._apply_changes()
-
-    def _apply_changes(self) -> None:
-        while self._changes:
-            point, row, vectors = self._changes.popleft()
-            self._steering.tables[point].write(row, vectors)
+    def _write_if_stopped(self) -> None:
+        if self._manager is None:  # otherwise the generation thread does, before the next pass
+            self._residents.write()
 
     # -------------------------------------------------------------------------------------- requests
 
@@ -179,33 +177,55 @@ class Engine:
     def submit(
         self, request: GenerationRequest, on_token: Callable[[GeneratedToken], None] | None = None
     ) -> Future[Generation]:
-        """Admits a request; the future gets its answer. Cancelling the future cancels the request. Never blocks.
+        """Admits a request; the future gets its answer. As `submit_all` of one."""
+        return self.submit_all([request], [on_token], lambda _, error: error)[0]
 
-        on_token is told of every token, in order, on the generation thread: it must only hand it over. If it raises, the request
-        fails.
+    def submit_all(
+        self,
+        requests: Sequence[GenerationRequest],
+        watchers: Sequence[Callable[[GeneratedToken], None] | None] | None = None,
+        named: Callable[[int, MeraError], MeraError] = _numbered,
+    ) -> list[Future[Generation]]:
+        """Admits all of the requests or none; the futures get their answers. Cancelling one cancels its request. Never blocks.
+
+        A call finds room as a whole: while fewer than `max_waiting` requests wait it is taken, with all that it brings.
+        watchers: told of every token of their request, in order, on the generation thread: they must only hand it over. If one
+        raises, its request fails. named(i, error): the error to raise for what is wrong with request i.
         Raises EmptyInputs, PromptTooLong, InvalidInput, Overloaded (the waiting queue is full) or EngineFailed.
         """
         if not self.leads:
             raise EngineFailed("engine: this rank follows another; send requests to rank 0")
-        check(request, self.loaded, self.max_tokens)
+        watchers = watchers or [None] * len(requests)
+        _each(requests, lambda request: check(request, self.loaded, self.max_tokens), named)
         # The text of a watched request is the one that the watcher's own stream joins to.
-        stream = self.text_stream(request.prompt, request.stop) if request.stop or on_token is not None else None
+        streams = [
+            self.text_stream(request.prompt, request.stop) if request.stop or watcher is not None else None
+            for request, watcher in zip(requests, watchers, strict=True)
+        ]
         with self._lock:
             manager = self._alive()
-            limit = self.config.max_waiting
-            if limit is not None and len(self._waiting) >= limit + len(self._slots):
-                raise Overloaded(
-                    f"engine: {len(self._waiting)} requests are waiting and the limit is {limit}; try again later"
-                )
-            resident = self._resident(request)
-            run = Run(f"r{next(self._ids)}", request, resident, stream, self._eos, on_token)
-            if resident is not None:
-                resident.users += 1
-            self._runs[run.id] = run
-            self._waiting.append(run)
-        run.future.add_done_callback(lambda future: self._cancel(run) if future.cancelled() else None)
+            self.check_room()
+            residents = _each(requests, self._residents.of, named)
+            runs = [
+                Run(f"r{next(self._ids)}", request, resident, stream, self._eos, watcher)
+                for request, resident, stream, watcher in zip(requests, residents, streams, watchers, strict=True)
+            ]
+            for run in runs:
+                self._residents.use(run.resident)
+                self._runs[run.id] = run
+            self._waiting.extend(runs)
+        for run in runs:
+            run.future.add_done_callback(partial(self._cancel, run))
         manager.wake()
-        return run.future
+        return [run.future for run in runs]
+
+    def check_room(self) -> None:
+        """Raises Overloaded where a request would be refused now, so that no more work is put into it. A free slot is room."""
+        limit = self.config.max_waiting
+        if limit is not None and len(self._waiting) >= limit + len(self._slots):
+            raise Overloaded(
+                f"engine: {len(self._waiting)} requests are waiting and the limit is {limit}; try again later"
+            )
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -242,20 +262,13 @@ class Engine:
             )
         return self._manager
 
-    def _resident(self, request: GenerationRequest) -> Resident | None:
-        if request.policy is None:
-            return None
-        resident = self._residents.get(request.policy.vectors)
-        if resident is None:
-            raise InvalidInput(f"policy: no steering vectors are registered as {request.policy.vectors!r}")
-        movable_layers(resident.vectors, request.policy)
-        return resident
-
-    def _cancel(self, run: Run) -> None:
-        self._cancelled.append(run)
+    def _cancel(self, run: Run, future: Future[Generation]) -> None:
+        """Has a run whose future was cancelled leave the batch."""
         manager = self._manager
-        if manager is not None:
-            manager.wake()
+        if future.cancelled():
+            self._cancelled.append(run)
+            if manager is not None:
+                manager.wake()
 
     # -------------------------------------------------- at the seam, on the generation thread (Sink)
 
@@ -273,9 +286,9 @@ class Engine:
             elif run in self._waiting:
                 self._waiting.remove(run)
             self._end(run)
-        self._apply_changes()
+        self._residents.write()
         while (next_run := self._next()) is not None:
-            self._apply_changes()  # the vectors it was sent under are there
+            self._residents.write()  # the vectors it was sent under are there
             self._hand_over(*next_run, manager)
         if self._steering.rehook() and self._graphs:
             manager.forget_graphs()
@@ -313,14 +326,13 @@ class Engine:
         with self._lock:
             for run in [run for run in self._runs.values() if run.slot == slot]:
                 self._free(run)  # cancelled by the rank that leads, which has given its slot to this one already
-            resident = self._resident(request)
+            resident = self._residents.of(request)
             if resident is not None and resident.number != number:
                 raise EngineFailed(
                     "engine: the ranks hold different vectors; register the same, in the same order, on each"
                 )
             run = Run(run_id, request, resident, None, self._eos)
-            if resident is not None:
-                resident.users += 1
+            self._residents.use(resident)
             self._runs[run_id] = run
             self._seat(run, slot)
 
@@ -466,9 +478,8 @@ class Engine:
                 table.clear(run.slot)
             if self.leads:
                 self._slots.append(run.slot)
-        if run.resident is not None:
-            run.resident.users -= 1
-            self._drop_if_unused(run.resident)
+        self._residents.leave(run.resident)
+        self._write_if_stopped()
 
 
 class _GroupStopped(Exception):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from merasteer.engine.batching import Delivered, Step
+from merasteer.engine.residents import Resident
 from merasteer.engine.steer import CLASSES, COUNTS
 from merasteer.engine.tables import movable_layers, moves
 from merasteer.engine.text import TextStream
@@ -21,26 +22,12 @@ from merasteer.types import (
     GeneratedToken,
     Generation,
     GenerationRequest,
-    HookPoint,
     PredictedError,
     SteeringCounts,
-    SteeringVectors,
     TokenTrace,
 )
 
-__all__ = ["Resident", "Run"]
-
-
-@dataclass(eq=False)
-class Resident:
-    """Steering vectors in a table row, and how many runs use them. Retired ones are removed with their last run."""
-
-    hook_point: HookPoint
-    row: int
-    vectors: SteeringVectors
-    number: int  # of its registration, the same on every rank
-    users: int = 0
-    retired: bool = False
+__all__ = ["Run"]
 
 
 @dataclass(eq=False)

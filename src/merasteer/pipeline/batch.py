@@ -96,7 +96,6 @@ def sizes(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()) 
     affordable = min(wanted, CACHE_TOKENS, CACHE_BYTES // cache_bytes_per_token(loaded.model))
     return EngineConfig(
         max_requests=MAX_REQUESTS,
-        max_waiting=None,
         max_batch_tokens=BATCH_TOKENS,
         cache_tokens=-(-max(affordable, longest + PAGE) // PAGE) * PAGE,
         page_size=PAGE,
