@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,12 @@ def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_stay(make: Any,
     host = with_host[1]
     mine, dead = f".publish-{host}-{os.getpid()}-00000000", f".publish-{host}-{child}-00000000"
     away, old, foreign = ".publish-ffffffff-1-00000000", ".publish-ffffffff-2-00000000", ".publish-notes"
-    for name in (mine, dead, away, old, foreign):
+    ancient = f".publish-{host}-{os.getpid()}-11111111"  # of another process of this number
+    for name in (mine, dead, away, old, foreign, ancient):
         (tmp_path / name / "artifact").mkdir(parents=True)
-    os.utime(tmp_path / old, (0, 0))
+    for name in (old, ancient):
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / mine, (time.time() - 30_000,) * 2)  # or the clock was set forward meanwhile
     make().publish(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {mine, away, foreign, "owner--name"}
 

@@ -19,7 +19,9 @@ from pathlib import Path
 
 __all__ = ["abandoned", "lock", "sweep", "sync", "temporary", "write"]
 
-STALE = 3600.0  # seconds after which a temporary folder is nobody's
+# Seconds after which a temporary folder is nobody's: another host's, and one whose process seems to live here. That one may be another
+# process of the same number; it is given time, since this host's clock may have jumped.
+STALE, STALE_HERE = 3600.0, 7 * 86400.0
 NAME = re.compile(r"\.publish-([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{8}")  # host, process id
 
 
@@ -60,15 +62,16 @@ def sweep(store: Path) -> None:
 
 
 def abandoned(store: Path) -> Iterator[Path]:
-    """Temporary folders that are nobody's: of this host's dead processes, and any older than an hour."""
+    """Temporary folders that are nobody's: of this host's dead processes, of others after an hour, of any after a week."""
     for path in sorted(store.glob(".publish-*")):
         if not (match := NAME.fullmatch(path.name)):
             continue
         try:
-            stale = time.time() - path.stat().st_mtime > STALE
+            age = time.time() - path.stat().st_mtime
         except FileNotFoundError:
             continue
-        if stale or (match[1] == _host() and not _alive(int(match[2]))):
+        here = match[1] == _host()
+        if age > (STALE_HERE if here else STALE) or (here and not _alive(int(match[2]))):
             yield path
 
 
