@@ -98,16 +98,12 @@ class TokenStream:
         self._gone = self._loop.create_task(self._until_left(request))
 
     def close(self) -> None:
-        """Ends what still runs and lets go of the plans. Any number of times; nothing is read from the stream afterwards.
-
-        Futures and tasks refer back to the stream: plans that stayed would keep a withdrawn artifact in the engine until the
-        collector of cycles comes by.
-        """
+        """Ends what still runs. Any number of times."""
         for future in self._futures:
             future.cancel()
         if self._gone is not None:
             self._gone.cancel()
-        self._futures, self._plans, self._gone = [], (), None
+            self._gone = None  # its traceback refers to the stream, and the stream to the catalog: artifacts would stay
 
     def __aiter__(self) -> TokenStream:
         return self
@@ -126,19 +122,24 @@ class TokenStream:
         raise StopAsyncIteration
 
     def _watch(self, choice: int) -> Callable[[GeneratedToken], None]:
-        """Hands tokens over, on the generation thread. A loop that is closed raises: the engine then drops the request."""
+        """Hands tokens over, on the generation thread. A loop that is closed raises: the engine then drops the request.
+
+        What is handed out knows the queue, not the stream: whoever keeps it keeps no artifact.
+        """
+        loop, queue = self._loop, self._queue
 
         def told(token: GeneratedToken) -> None:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (choice, token))
+            loop.call_soon_threadsafe(queue.put_nowait, (choice, token))
 
         return told
 
     def _ended(self, choice: int) -> Callable[[Future[Generation]], None]:
         """Behind the tokens of the choice, since the same thread hands both over."""
+        loop, queue = self._loop, self._queue
 
         def told(_future: Future[Generation]) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, (choice, None))
+                loop.call_soon_threadsafe(queue.put_nowait, (choice, None))
 
         return told
 

@@ -9,7 +9,7 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 
 from merasteer.engine import Engine, EngineConfig, wrap_model
 from merasteer.engine.batching import check_seams
-from merasteer.engine.steer import COUNTS, Facts, Moves, Steering
+from merasteer.engine.steer import COUNTS, Facts, Moves, Steering, Switches
 from merasteer.engine.tables import NEVER, SlotTable
 from merasteer.errors import EngineFailed, InvalidInput, SeamMissing, UnsupportedModel
 from merasteer.types import GenerationRequest, Policy
@@ -62,20 +62,21 @@ def test_counts_go_to_their_own_request_and_padding_to_none(llama, make_vectors)
     row = add(table, make_vectors(0, "residual"))
     steering.slots.start[1:4] = torch.tensor([7, 2, 0])
     steering._facts = seen = facts(steering.slots)
-    moves = seen.moves["residual"] = Moves(seen, table, table.rows((row,)), strength=False)
+    steering.switches = Switches(strength=False, trace=False)
+    moves = seen.moves["residual"] = Moves(seen, table, table.rows((row,)), steering.switches)
     moves.rows.norm.fill_(1.0)
     moves.size.fill_(1.0)
-    moves.z.zero_()
-    moves.amount.zero_()
+    moves.pull.zero_()
+    moves.z, moves.again = ({layer: torch.zeros(n, 1) for layer in moves.rows.reports} for n in (9, 4))
     padding_and_others = 7.0
     for token, amounts in {
         0: [padding_and_others],
-        2: [-3.0],
-        4: [-2.0, -1.0],
-        5: [0.0, -1.0],
+        2: [3.0],
+        4: [2.0, 1.0],
+        5: [0.0, 1.0],
         7: [padding_and_others] * 4,
     }.items():
-        moves.amount[: len(amounts), token, 0] = torch.tensor(amounts)
+        moves.pull[: len(amounts), token, 0] = torch.tensor(amounts)
     steering.finish(torch.randn(4, llama.vocab))
     assert steering.report[:, :COUNTS].tolist() == [[1, 1, 1, 3, 3], [1, 0, 0, 0, 0], [2, 2, 3, 4, 2], [0, 0, 0, 0, 0]]
 

@@ -21,7 +21,7 @@ from merasteer.engine.config import MAX_LABELS, EngineConfig
 from merasteer.engine.layers import decoder_layers, family_of, site
 from merasteer.engine.sampling import choose
 from merasteer.engine.tables import Rows, SlotTable, VectorTable
-from merasteer.method.steering import coefficient
+from merasteer.method.steering import pull_
 from merasteer.types import HookPoint
 
 __all__ = ["CLASSES", "COUNTS", "READS", "Steering", "Switches"]
@@ -105,13 +105,16 @@ class Facts:
 class Moves:
     """One hook point in one forward pass: what its layers are to do, and what they did.
 
-    Over the L active layers of the P rows in use, T tokens: limit (L, T, P) is logit α in the column of the token's own row where the
-    token may be moved and +inf elsewhere, so that one product serves all policies; z, amount (L, T, P) and size = ‖h‖ (L, T) are
-    filled layer by layer; again holds z re-read behind the step at the tokens that choose, (R, P) by layer, at report layers.
+    Over the L active layers of the P rows in use, T tokens: offset (L, T, P) is b − logit α in the column of the token's own row where
+    the token may be moved and -inf elsewhere, so that w·h + offset says by how much z exceeds its threshold, one product for all
+    policies. pull (L, T, P), how far each goes against ũ, and size = ‖h‖ (L, T) are filled layer by layer. Where it is asked for, at
+    report layers and for traces, z holds z (T, P) by layer; again holds it behind the step at the tokens that choose, (R, P).
+
+    Between two layers all that is small has left the caches: an operation costs ten times what it does alone, whatever its size.
     """
 
-    def __init__(self, facts: Facts, table: VectorTable, rows: Rows, *, strength: bool) -> None:
-        self.rows, self.table = rows, table
+    def __init__(self, facts: Facts, table: VectorTable, rows: Rows, switches: Switches) -> None:
+        self.rows, self.table, self.facts = rows, table, facts
         slot = facts.slot
         self.own = rows.column[table.policy[slot]]  # (T,)
         shape = (len(rows.layers), slot.shape[0], rows.count)
@@ -120,55 +123,64 @@ class Moves:
         def spread(values: torch.Tensor, fill: float) -> torch.Tensor:
             return torch.full(shape, fill, device=values.device).scatter_(2, at, values[..., None])
 
-        limits = table.logit_alpha[rows.index][:, slot]
-        self.limit = spread(limits.masked_fill(~facts.eligible, float("inf")), float("inf"))
+        excess = rows.bias[:, self.own] - table.logit_alpha[rows.index][:, slot]
+        self.offset = spread(excess.masked_fill(~facts.eligible, -float("inf")), -float("inf"))
+        strength = switches.strength
         self.strength = spread(table.strength[rows.index][:, slot] * facts.eligible, 0.0).unbind() if strength else None
-        self.z, self.amount = torch.empty_like(self.limit), torch.empty_like(self.limit)
-        self.size = torch.empty(shape[:2], device=self.limit.device)
+        self.pull = torch.empty_like(self.offset)
+        self.size = torch.empty(shape[:2], device=self.offset.device)
+        self.z: dict[int, torch.Tensor] = {}
         self.again: dict[int, torch.Tensor] = {}
+        self._read = frozenset(rows.layers) if switches.trace else rows.reports
         self._at = at
-        self._by_layer = tuple(
-            zip(self.limit.unbind(), self.z.unbind(), self.amount.unbind(), self.size.unbind(), strict=True)
-        )
+        self._by_layer = tuple(zip(self.offset.unbind(), self.pull.unbind(), self.size.unbind(), strict=True))
 
-    def move(self, layer: int, hidden: torch.Tensor, facts: Facts) -> torch.Tensor:
+    def move(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (1, T, d), each token moved by its own policy at a layer. Two thin products, never a (T, d) gather."""
         i = self.rows.layers[layer]
-        limit, z, amount, size = self._by_layer[i]
+        offset, pull, size = self._by_layer[i]
         weight, bias, step = self.rows.vectors[i]
         before = hidden[0].float()
-        torch.addmm(bias, before, weight, out=z)
-        coefficient(z, limit, None if self.strength is None else self.strength[i], out=amount)
-        moved = torch.addmm(before, amount, step).to(hidden.dtype)
+        pull_(torch.addmm(offset, before, weight, out=pull), None if self.strength is None else self.strength[i])
+        moved = torch.addmm(before, pull, step, alpha=-1).to(hidden.dtype)
         torch.linalg.vector_norm(before, dim=-1, out=size)
+        if layer in self._read:
+            self.z[layer] = torch.addmm(bias, before, weight)
         if layer in self.rows.reports:
-            chosen = moved if facts.steady else moved[facts.last]
-            self.again[layer] = torch.addmm(bias, chosen.float(), weight)
+            self.again[layer] = torch.addmm(bias, self._chosen(moved).float(), weight)
         return moved[None]
 
     def shifts(self) -> torch.Tensor:
         """‖v‖/‖h‖ (L, T)."""
-        lengths = (self.amount.abs() @ self.rows.norm[:, :, None])[..., 0]
+        lengths = (self.pull.abs() @ self.rows.norm[:, :, None])[..., 0]
         return lengths / self.size.clamp_min(1e-30)
 
-    def reads(self, facts: Facts) -> tuple[torch.Tensor, torch.Tensor]:
-        """z (R,) before and behind the step at each request's report layer, at the token that chooses; 0 where it has none."""
-        rows, last = self.rows, facts.last
-        own, report = self.own[last][:, None], self.table.report[facts.slot[last]]
-        before = after = torch.zeros(last.shape[0], device=own.device)
-        for layer, again in self.again.items():
-            here = report == layer
-            before = torch.where(here, self.z[rows.layers[layer]][last].gather(1, own)[:, 0], before)
-            after = torch.where(here, again.gather(1, own)[:, 0], after)
-        return before, after
+    def _chosen(self, values: torch.Tensor) -> torch.Tensor:
+        """values (T, ...) at the tokens that choose, (R, ...)."""
+        return values if self.facts.steady else values[self.facts.last]
 
-    def trace(self, facts: Facts, shifts: torch.Tensor, out: torch.Tensor) -> None:
+    @cached_property
+    def _reporting(self) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """The own column of each token that chooses, (2, R, 1); and for each report layer whether it is the token's, (R,)."""
+        own, report = self.own[self.facts.last], self.table.report[self.facts.slot[self.facts.last]]
+        return own[None, :, None].expand(2, -1, -1), {layer: report == layer for layer in self.again}
+
+    def reads(self) -> torch.Tensor:
+        """z before and behind the step at each request's report layer, at the token that chooses, (2, R); 0 where it has none."""
+        own, layers = self._reporting
+        found = torch.zeros(own.shape[:2], device=own.device)
+        for layer, here in layers.items():
+            both = torch.stack([self._chosen(self.z[layer]), self.again[layer]]).gather(2, own)[..., 0]
+            found = torch.where(here, both, found)
+        return found
+
+    def trace(self, shifts: torch.Tensor, out: torch.Tensor) -> None:
         """Writes z before, z after and the shift at the tokens that choose to out (R, all layers, 3), for this hook point's requests."""
-        last, index = facts.last, self.rows.index
+        last, index = self.facts.last, self.rows.index
         at = self._at[:, last]
-        z, amount = self.z[:, last].gather(2, at)[..., 0], self.amount[:, last].gather(2, at)[..., 0]
-        after = z + amount * self.rows.along[:, self.own[last]]
-        mine = (self.table.report[facts.slot[last]] >= 0)[:, None, None]
+        z = torch.stack([self.z[layer][last] for layer in self.rows.layers]).gather(2, at)[..., 0]
+        after = z - self.pull[:, last].gather(2, at)[..., 0] * self.rows.along[:, self.own[last]]
+        mine = (self.table.report[self.facts.slot[last]] >= 0)[:, None, None]
         new = torch.stack([z, after, shifts[:, last]], dim=-1).transpose(0, 1)
         out[: last.shape[0], index] = torch.where(mine, new, out[: last.shape[0], index])
 
@@ -244,7 +256,7 @@ class Steering:
             for point, table in self.tables.items():
                 wanted = table.in_use if self.switches.rows is None else self.switches.rows.get(point, ())
                 if wanted and (rows := table.rows(wanted)).layers:  # none where every layer is idle
-                    facts.moves[point] = Moves(facts, table, rows, strength=self.switches.strength)
+                    facts.moves[point] = Moves(facts, table, rows, self.switches)
 
     def _hook(self, point: HookPoint, layer: int) -> Callable[[torch.Tensor], torch.Tensor | None]:
         def act(hidden: torch.Tensor) -> torch.Tensor | None:
@@ -254,7 +266,7 @@ class Steering:
             if point in self.captured:
                 self.captured[point][: facts.last.shape[0], layer] = hidden[0, facts.last].float()
             moves = facts.moves.get(point)
-            return None if moves is None or layer not in moves.rows.layers else moves.move(layer, hidden, facts)
+            return None if moves is None or layer not in moves.rows.layers else moves.move(layer, hidden)
 
         return act
 
@@ -305,27 +317,27 @@ class Steering:
 
     def _account(self, facts: Facts, report: torch.Tensor) -> None:
         """Writes counts (batch order) and reads (order of new tokens) to the report, and the trace."""
-        report[:, : COUNTS + 2] = 0.0
         if self.switches.trace:
             self.trace.zero_()
         if not facts.moves:
+            report[:, : COUNTS + 2] = 0.0
             return
-        cells, total, largest = (torch.zeros_like(facts.counted) for _ in range(3))
-        for moves in facts.moves.values():
-            shift = moves.shifts()
-            cells, total = cells + (moves.amount != 0).sum((0, 2)), total + shift.sum(0)
-            largest = torch.maximum(largest, shift.amax(0))
-            before, after = moves.reads(facts)
-            report[:, COUNTS] += before
-            report[:, COUNTS + 1] += after
-            if self.switches.trace:
-                moves.trace(facts, shift, self.trace)
-        counted = facts.counted
-        per_token = torch.stack([counted, counted * (cells > 0), counted * cells, counted * total], dim=-1)
+        shifts = [moves.shifts() for moves in facts.moves.values()]
+        if self.switches.trace:
+            for moves, shift in zip(facts.moves.values(), shifts, strict=True):
+                moves.trace(shift, self.trace)
+        report[:, COUNTS : COUNTS + 2] = sum(moves.reads() for moves in facts.moves.values()).T  # type: ignore[union-attr]
+        cells = torch.cat(shifts)  # (cells of a token, T)
+        moved, counted = (cells != 0).sum(0, dtype=torch.float32), facts.counted
+        counts = [torch.ones_like(counted), moved.clamp(max=1.0), moved, cells.sum(0), cells.amax(0)]
+        per_token = torch.stack(counts, dim=-1).mul_(counted[:, None])
+        if facts.steady:
+            report[:, :COUNTS] = per_token
+            return
         # Padding falls into a row that is dropped.
         sums = torch.zeros(report.shape[0] + 1, COUNTS, device=counted.device)
-        sums[:, :4].index_add_(0, facts.request, per_token)
-        sums[:, 4].scatter_reduce_(0, facts.request, counted * largest, "amax")
+        sums[:, :4].index_add_(0, facts.request, per_token[:, :4])
+        sums[:, 4].scatter_reduce_(0, facts.request, per_token[:, 4], "amax")
         report[:, :COUNTS] = sums[:-1]
 
 

@@ -26,7 +26,7 @@ class Rows:
     """Some rows of a `VectorTable`, side by side for the products of a forward pass. La active layers, P rows, d width.
 
     layers: active layer -> its place in what follows; index (La,) the layers themselves. column (all rows,): a row's place among these,
-    0 for the others. vectors: per layer weight (d, P), bias (P,), step (P, d). along, norm (La, P). reports: layers that one reports.
+    0 for the others. vectors: per layer weight (d, P), bias (P,), step (P, d). bias, along, norm (La, P). reports: layers that one reports.
     """
 
     count: int
@@ -34,6 +34,7 @@ class Rows:
     index: torch.Tensor
     column: torch.Tensor
     vectors: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], ...]
+    bias: torch.Tensor
     along: torch.Tensor
     norm: torch.Tensor
     reports: frozenset[int]
@@ -124,6 +125,7 @@ class VectorTable:
             index=index,
             column=column,
             vectors=tuple((weight[i].T.contiguous(), bias[i], step[i]) for i in range(len(layers))),
+            bias=bias,
             along=self.along[index][:, picked],
             norm=self.norm[index][:, picked],
             reports=frozenset(vectors.report_layer for vectors in resident),

@@ -13,7 +13,7 @@ import torch
 
 from merasteer.errors import InvalidInput
 
-__all__ = ["coefficient", "move", "readout", "unit_step"]
+__all__ = ["coefficient", "move", "pull_", "readout", "unit_step"]
 
 
 def unit_step(weight: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
@@ -41,17 +41,19 @@ def readout(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | flo
 
 
 def coefficient(
-    z: torch.Tensor,
-    logit_alpha: torch.Tensor | float,
-    strength: torch.Tensor | float | None = None,
-    out: torch.Tensor | None = None,
+    z: torch.Tensor, logit_alpha: torch.Tensor | float, strength: torch.Tensor | float | None = None
 ) -> torch.Tensor:
-    """How far along ũ each activation goes: min(logit(α) − z, 0) − strength. Branch-free; written to `out` where it is given.
+    """How far along ũ each activation goes: min(logit(α) − z, 0) − strength. Branch-free.
 
     logit_alpha = +inf never steers. strength is the fixed-strength baselines' λ (None for MERA).
     """
-    amount = torch.sub(torch.as_tensor(logit_alpha), z, out=out).clamp_(max=0.0)
-    return amount if strength is None else amount.sub_(strength)
+    return pull_(z - logit_alpha, strength).neg_()
+
+
+def pull_(excess: torch.Tensor, strength: torch.Tensor | float | None = None) -> torch.Tensor:
+    """How far against ũ, from the excess z − logit(α), which it overwrites: max(excess, 0) + strength. An excess of -inf never steers."""
+    excess.clamp_(min=0.0)
+    return excess if strength is None else excess.add_(strength)
 
 
 def move(hidden: torch.Tensor, amount: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
