@@ -56,7 +56,7 @@ def load(settings: Settings) -> Serving:
 
 
 def _started(loaded: LoadedModel, settings: Settings) -> Engine:
-    config = replace(EngineConfig(), **settings.engine_sizes)
+    config = replace(EngineConfig(warm_up=True), **settings.engine_sizes)
     if config.max_waiting is None:  # a server's queue has an end
         config = replace(config, max_waiting=max(1, config.max_requests // 2))
     try:

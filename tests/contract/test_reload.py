@@ -304,3 +304,19 @@ async def test_the_watch_reads_nothing_while_nothing_changes(world: World, monke
     monkeypatch.setattr(type(shelf), "read", lambda *_: pytest.fail("it was read"))
     for _ in range(3):
         assert world.runtime.reload(only_if_changed=True) is None
+
+
+async def test_a_stream_that_has_ended_holds_no_artifact(world: World) -> None:
+    rows = world.free_rows()
+    world.plant(11)
+    await world.reload()
+    gc.disable()  # nor until the collector comes by
+    try:
+        body = {"inputs": {"text": "hello"}, "steering": STEERED}
+        assert (await world.http.post("/generate_stream", json=body)).status_code == 200
+        shutil.rmtree(world.folder)
+        await world.reload()
+        world.runtime.serving().shelf.changed()
+        assert len(world.engine._steering.tables["residual"]._free) == rows
+    finally:
+        gc.enable()

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from merasteer.engine import Engine, EngineConfig, LoadedModel
-from merasteer.engine.packing import _rounded, can_pack, packed
+from merasteer.engine import Engine, EngineConfig, LoadedModel, packing
+from merasteer.engine.packing import _rounded, can_pack, packed, warm_up
 from merasteer.types import GenerationRequest
 
 from .conftest import tiny
@@ -79,3 +79,22 @@ def test_few_numbers_of_rows_are_computed_for() -> None:
     rounded = {count: _rounded(count) for count in range(1, 513)}
     assert all(count <= found <= 9 / 8 * count for count, found in rounded.items())
     assert len(set(rounded.values())) == 56
+
+
+def test_warming_up_meets_every_size_that_a_batch_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, met = small(torch.float32, tied=False), set()
+    multiply = packing._multiply
+    monkeypatch.setattr(
+        packing,
+        "_multiply",
+        lambda weight, bias, rows: (met.add((weight.shape, rows.shape[-2])), multiply(weight, bias, rows))[1],
+    )
+    with torch.no_grad(), packed(model):
+        warm_up(model, rows=40, requests=5)
+        warm, _ = set(met), met.clear()
+        for rows in range(1, 41):
+            model(torch.zeros(1, rows, dtype=torch.long), logits_to_keep=min(rows, 5))
+        assert {(shape, _rounded(rows)) for shape, rows in met} == warm
+        met.clear()
+        warm_up(model, rows=40, requests=5, seconds=0.0)
+        assert not met

@@ -23,6 +23,7 @@ class EngineConfig:
     prefilled in chunks). cache_tokens: tokens the KV cache holds over all requests, a multiple of page_size.
     share_prefixes: equal beginnings of prompts are computed once, as far as no policy touches them (`tables.untouched`).
     pack_weights: on a CPU, weights are held in the layout that multiplies fastest (`packing`); the model is as it was after `stop`.
+    warm_up: then also what the library makes for each size of a batch is made at the start, not while requests wait (seconds at most).
     capture: hook points whose activations at the answer position are returned with every answer.
     cuda_graphs, async_batching: GPU only; on a CPU both are off whatever is said here.
     """
@@ -35,6 +36,7 @@ class EngineConfig:
     page_size: int = 32
     share_prefixes: bool = True
     pack_weights: bool = True
+    warm_up: bool = False
     capture: tuple[HookPoint, ...] = ()
     cuda_graphs: bool = False
     async_batching: bool = False

@@ -22,7 +22,7 @@ from merasteer.engine.admission import check, end_tokens
 from merasteer.engine.batching import SteeringManager, Step
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.loading import LoadedModel
-from merasteer.engine.packing import can_pack, packed
+from merasteer.engine.packing import can_pack, packed, warm_up
 from merasteer.engine.residents import Residents
 from merasteer.engine.run import Run
 from merasteer.engine.steer import Steering, Switches
@@ -98,6 +98,8 @@ class Engine:
         with ExitStack() as stack:
             if self.config.pack_weights and can_pack(self.loaded.model):
                 stack.enter_context(packed(self.loaded.model))
+                if self.config.warm_up:
+                    warm_up(self.loaded.model, self.config.max_batch_tokens, self.config.max_requests)
             stack.enter_context(self._steering.attached())
             stack.callback(self.loaded.model.set_attn_implementation, self.loaded.attention)
             manager = SteeringManager(self.loaded.model, self._steering, self, self.config)

@@ -7,6 +7,7 @@ Numbers differ from the plain product in the last bits, as they do between batch
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ from torch import nn
 
 from merasteer.errors import EngineFailed
 
-__all__ = ["can_pack", "packed"]
+__all__ = ["can_pack", "packed", "warm_up"]
 
 _ROWS = 32  # the number of rows that the layout is chosen for; measured the same for all from 1 to 512
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -47,6 +48,25 @@ def packed(model: nn.Module) -> Iterator[None]:
             if type(module) is nn.Linear and module.weight.dtype in _DTYPES and module.weight.device.type == "cpu":
                 _pack(module, stack, tied=holders[module.weight.data_ptr()] > 1)
         yield
+
+
+def warm_up(model: Any, rows: int, requests: int, seconds: float = 5.0) -> None:
+    """Has oneDNN make its code for every number of rows of a batch beforehand, the small ones first, as far as `seconds` allow.
+
+    Inside `packed`. Afterwards no request waits for it, and memory stays as it is. rows: of one forward pass; requests: of the product
+    that makes the logits. On a large model time runs out first: there, what is left is little beside the weights.
+    """
+    end, head = time.monotonic() + seconds, model.get_output_embeddings()
+    kinds: dict[tuple[int, int, bool], nn.Linear] = {}
+    for module in model.modules():
+        if "forward" in module.__dict__ and type(module) is nn.Linear:
+            kinds.setdefault((module.in_features, module.out_features, module is head), module)
+    for count in sorted({_rounded(n) for n in range(1, rows + 1)}):
+        for module in kinds.values():
+            if time.monotonic() > end:
+                return
+            if module is not head or count <= _rounded(requests):
+                module(torch.zeros(1, count, module.in_features, dtype=model.dtype))
 
 
 def _holders(model: nn.Module) -> dict[int, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -326,7 +326,7 @@ class Steering:
         if self.switches.trace:
             for moves, shift in zip(facts.moves.values(), shifts, strict=True):
                 moves.trace(shift, self.trace)
-        report[:, COUNTS : COUNTS + 2] = sum(moves.reads() for moves in facts.moves.values()).T  # type: ignore[union-attr]
+        report[:, COUNTS : COUNTS + 2] = reduce(torch.add, (moves.reads() for moves in facts.moves.values())).T
         cells = torch.cat(shifts)  # (cells of a token, T)
         moved, counted = (cells != 0).sum(0, dtype=torch.float32), facts.counted
         counts = [torch.ones_like(counted), moved.clamp(max=1.0), moved, cells.sum(0), cells.amax(0)]
