@@ -110,7 +110,7 @@ class Moves:
     policies. pull (L, T, P), how far each goes against ũ, and size = ‖h‖ (L, T) are filled layer by layer. Where it is asked for, at
     report layers and for traces, z holds z (T, P) by layer; again holds it behind the step at the tokens that choose, (R, P).
 
-    Between two layers all that is small has left the caches: an operation costs ten times what it does alone, whatever its size.
+    Between two layers all that is small has left the caches: an operation costs several times what it does alone, whatever its size.
     """
 
     def __init__(self, facts: Facts, table: VectorTable, rows: Rows, switches: Switches) -> None:
