@@ -38,6 +38,7 @@ __all__ = [
     "engine_request",
     "finish",
     "native",
+    "result_of",
     "submit",
 ]
 
@@ -180,12 +181,19 @@ async def _until_gone(futures: Sequence[Future[Generation]], request: Request) -
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if not generation.done():
                 raise Cancelled("request: the caller left before the answer")
-            found.append(generation.result())
+            found.append(result_of(generation))
         return found
     finally:
         gone.cancel()
         for generation in waiting:
             generation.cancel()  # one that has failed counts as seen: of a batch one error is told
+
+
+def result_of(answered: Future[Generation] | asyncio.Future[Generation]) -> Generation:
+    """The answer, or its error: a copy, since one that is raised holds the frames that it went through, and with them the plans."""
+    if isinstance(error := answered.exception(), MeraError):
+        raise type(error)(*error.args) from None
+    return answered.result()
 
 
 async def disconnected(request: Request) -> None:

@@ -12,7 +12,7 @@ from mera_server.settings import Settings
 from mera_server.shelf import Shelf, identity_of
 from merasteer import demo
 from merasteer.engine import Engine, EngineConfig, LoadedModel, load_model
-from merasteer.errors import InvalidInput, MeraError
+from merasteer.errors import EngineFailed, InvalidInput, MeraError
 from merasteer.tasks import builtin_names, load_task, resolve
 from merasteer.types import ServedTask
 
@@ -62,9 +62,10 @@ def _started(loaded: LoadedModel, settings: Settings) -> Engine:
     try:
         engine = Engine(loaded, config)
         engine.start()
-    except (MemoryError, RuntimeError) as error:
-        # torch tells by its message alone that a CPU's memory has run out.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError, EngineFailed) as error:
+        # The cache is made on the engine's thread. torch tells by its message alone that a CPU's memory has run out.
+        cause = error.__cause__ if isinstance(error, EngineFailed) else error
+        if not isinstance(cause, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(cause):
             raise
         raise InvalidInput(
             f"memory: that of {loaded.device} holds the model but not its cache and its tables; "

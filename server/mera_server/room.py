@@ -33,7 +33,7 @@ class Room:
     def answered(self, generation: Generation) -> None:
         """Remembers how long a generation had its place."""
         if generation.token_times:
-            self._seconds.append(generation.token_times[-1] - generation.started_at)
+            self._seconds.append(generation.token_times[-1] - generation.seated_at)
 
     def wait(self) -> int:
         """Whole seconds, 1 or more, until the queue is open again: places go as fast as answers end, one after the other."""

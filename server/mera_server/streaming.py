@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mera_server.bridge import Finished, Named, disconnected, encode, finish, native, submit
+from mera_server.bridge import Finished, Named, disconnected, encode, finish, native, result_of, submit
 from mera_server.errors import error_event, foreign
 from mera_server.loading import Serving
 from mera_server.middleware import failed, log_failure
@@ -115,7 +115,7 @@ class TokenStream:
                 raise Cancelled("request: the caller left before the answer")
             if token is None:
                 self._open -= 1
-                return self._final(choice, self._futures[choice].result())
+                return self._final(choice, result_of(self._futures[choice]))
             if not token.last:
                 return self._piece(choice, token, self._texts[choice].push(token.id), None)
             self._last[choice] = token

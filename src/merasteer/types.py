@@ -317,7 +317,7 @@ class Generation:
     """The engine's answer to one request.
 
     activations: hook point -> (L, d) at the answer position, before any step there; only from an engine that captures.
-    token_times, queued_at, started_at: `time.perf_counter()` seconds.
+    token_times, queued_at, seated_at (it got its place), started_at (its prompt is computed): `time.perf_counter()` seconds.
     """
 
     tokens: tuple[int, ...]
@@ -331,6 +331,7 @@ class Generation:
     trace: tuple[TokenTrace, ...] | None = None
     activations: Mapping[str, torch.Tensor] | None = None
     queued_at: float = 0.0
+    seated_at: float = 0.0
     started_at: float = 0.0
     token_times: tuple[float, ...] = ()
 

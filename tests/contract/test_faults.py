@@ -268,6 +268,11 @@ def test_memory_that_runs_out_while_the_engine_starts_names_what_to_lower(
         loading.load(settings)
 
 
+def test_a_cache_that_memory_does_not_hold_names_what_to_lower(settings: Settings) -> None:
+    with pytest.raises(InvalidInput, match=r"^memory: that of cpu .* lower cache_tokens, max_policies or max_requests"):
+        loading.load(settings.model_copy(update={"cache_tokens": 2**40}))
+
+
 def test_another_fault_while_the_engine_starts_is_not_called_want_of_memory(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

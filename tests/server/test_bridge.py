@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
-from mera_server.bridge import engine_request
+import pytest
+from mera_server.bridge import _until_gone, engine_request
 from mera_server.catalog import Catalog, Probe
 from mera_server.resolve import Plan
 
-from merasteer.types import GenerationRequest, Policy, Sampling
+from merasteer.errors import EngineFailed
+from merasteer.types import Generation, GenerationRequest, Policy, Sampling
 
 MakePlan = Callable[..., Plan]
 
@@ -51,3 +58,38 @@ def test_a_plain_request_asks_for_nothing_more(make_plan: MakePlan) -> None:
 def test_a_task_without_an_artifact_still_asks_for_class_probabilities(make_plan: MakePlan) -> None:
     found = engine_request(make_plan({"steering": {"task": "bare"}}), (1,))
     assert (found.policy, found.variants) == (None, ((1,), (2, 3)))
+
+
+class Staying:
+    """A caller who does not leave."""
+
+    async def receive(self) -> Any:
+        await asyncio.sleep(60)
+
+
+async def test_a_generation_that_fails_holds_nothing() -> None:
+    """Neither its plan nor the artifact in it, also before the garbage collector comes by."""
+
+    class Plans(list[int]):
+        pass
+
+    held: list[weakref.ref[Plans]] = []
+
+    async def ask() -> None:
+        plans = Plans()
+        held.append(weakref.ref(plans))
+        future: Future[Generation] = Future()
+        future.set_running_or_notify_cancel()
+        asyncio.get_running_loop().call_later(0.01, future.set_exception, EngineFailed("engine: lost"))
+        await _until_gone([future], Staying())  # type: ignore[arg-type]
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(EngineFailed, match="lost") as caught:
+            await ask()
+        del caught
+        await asyncio.sleep(0.05)
+        assert held[0]() is None
+    finally:
+        gc.enable()

@@ -33,7 +33,7 @@ def room(running: int, waiting: int, seconds: Sequence[float]) -> Room:
     for held in seconds:
         times = (100.0 + held / 2, 100.0 + held)
         found.answered(
-            Generation((1, 2), "", "length", 1, None, SteeringCounts(), None, token_times=times, started_at=100.0)
+            Generation((1, 2), "", "length", 1, None, SteeringCounts(), None, token_times=times, seated_at=100.0)
         )
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -315,7 +316,7 @@ class Engine:
 
     def _seat(self, run: Run, slot: int) -> None:
         """Writes a run's rows."""
-        run.slot = slot
+        run.slot, run.seated_at = slot, time.perf_counter()
         self._steering.slots.assign(slot, run.request)
         if run.resident is not None and run.request.policy is not None:
             self._steering.tables[run.resident.hook_point].assign(slot, run.resident.row, run.request.policy)

@@ -44,6 +44,7 @@ class Run:
     slot: int = 0
     state: Any = None  # the library's request state; another object after an eviction
     queued_at: float = field(default_factory=time.perf_counter)
+    seated_at: float = 0.0
     started_at: float = 0.0
     answered: bool = False  # a stop string answers a run before it leaves the batch
 
@@ -132,6 +133,7 @@ class Run:
             trace=tuple(self.trace) if self.request.trace else None,
             activations=self.activations,
             queued_at=self.queued_at,
+            seated_at=self.seated_at,
             started_at=self.started_at,
             token_times=tuple(self.times),
         )
