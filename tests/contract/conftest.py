@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 from mera_server.app import create_app
 from mera_server.loading import Serving, load
+from mera_server.process import config_of
 from mera_server.settings import Settings
 
 from merasteer import demo
@@ -97,6 +98,26 @@ def mera_serve() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[
             process.communicate()
 
     return server
+
+
+@pytest.fixture(scope="session")
+def listening() -> Callable[[FastAPI], AbstractContextManager[tuple[str, int]]]:
+    """An app on a port, as `mera serve` has it, and its address; what is still open at the end is cut off."""
+
+    @contextmanager
+    def served(app: FastAPI) -> Iterator[tuple[str, int]]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            config = config_of(app)
+            config.lifespan = "off"
+            server = uvicorn.Server(config)
+            thread = threading.Thread(target=server.run, args=([listener],))
+            thread.start()
+            yield listener.getsockname()
+            server.should_exit = server.force_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+    return served
 
 
 @pytest.fixture

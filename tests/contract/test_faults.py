@@ -11,23 +11,22 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
 from mera_server import loading
-from mera_server.process import config_of
 from mera_server.settings import Settings
 
 from merasteer import demo
 from merasteer.errors import InvalidInput
 
+Listening = Callable[[FastAPI], AbstractContextManager[tuple[str, int]]]
 Serve = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 HOUR = 3600.0
 ONE = {"inputs": "Message:", "parameters": {"max_new_tokens": 1}}
@@ -136,22 +135,9 @@ def test_a_wall_clock_that_jumps_changes_nothing_but_the_time_in_the_log(
 # --- those who measure --------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def listening(app: FastAPI) -> Iterator[tuple[str, int]]:
-    """The app on a port, as `mera serve` has it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = config_of(app)
-        config.lifespan = "off"
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        yield listener.getsockname()
-        server.should_exit = server.force_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-def test_no_scraper_a_slow_one_one_that_leaves_and_many_at_once_disturb_nobody(app: FastAPI) -> None:
+def test_no_scraper_a_slow_one_one_that_leaves_and_many_at_once_disturb_nobody(
+    listening: Listening, app: FastAPI
+) -> None:
     scrape = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
     with listening(app) as address:
         url = f"http://{address[0]}:{address[1]}"

@@ -11,10 +11,9 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,11 @@ from fastapi import FastAPI
 from mera_server.app import create_app
 from mera_server.cli import main
 from mera_server.loading import Serving
-from mera_server.process import PatientProtocol, config_of
+from mera_server.process import PatientProtocol
 from mera_server.settings import Settings
 
 Ready = Callable[[FastAPI], FastAPI]
+Listening = Callable[[FastAPI], AbstractContextManager[tuple[str, int]]]
 Serve = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 Limited = Callable[..., httpx.AsyncClient]
 ONE = {"inputs": "Message:", "parameters": {"max_new_tokens": 1}}
@@ -157,20 +157,6 @@ async def test_a_body_that_never_comes_is_given_up(limited: Limited) -> None:
 # --- connections -------------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def listening(app: FastAPI) -> Iterator[tuple[str, int]]:
-    """The app on a port, as `mera serve` has it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = config_of(app)
-        config.lifespan = "off"
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        yield listener.getsockname()
-        server.should_exit = True
-        thread.join(20)
-
-
 def is_closed(connection: socket.socket) -> bool:
     """Whether the server closes it within seconds; what it sends meanwhile is passed over."""
     connection.settimeout(5)
@@ -192,7 +178,9 @@ def status_of(connection: socket.socket) -> int:
     return answer.status
 
 
-def test_half_open_connections_are_closed_and_disturb_nobody(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_open_connections_are_closed_and_disturb_nobody(
+    listening: Listening, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mera_server.process._HEAD_SECONDS", 0.5)
     with listening(app) as address:
         half = [socket.create_connection(address) for _ in range(200)]
@@ -207,7 +195,7 @@ def test_half_open_connections_are_closed_and_disturb_nobody(app: FastAPI, monke
 
 
 def test_a_slow_body_and_the_next_request_are_no_half_open_connections(
-    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+    listening: Listening, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mera_server.process._HEAD_SECONDS", 0.3)
     raw = json.dumps(ONE).encode()

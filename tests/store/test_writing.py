@@ -1,5 +1,4 @@
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 
 from merasteer.errors import BadArtifact, InvalidInput
 from merasteer.store import latest, load, publish
-from merasteer.store.durable import NAME
+from merasteer.store.durable import NAME, temporary
 
 
 def _content(folder: Path) -> dict[str, bytes]:
@@ -99,9 +98,10 @@ def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_stay(make: Any,
         (tmp_path / name / "artifact").mkdir(parents=True)
     for name in (old, ancient):
         os.utime(tmp_path / name, (0, 0))
-    os.utime(tmp_path / mine, (time.time() - 30_000,) * 2)  # or the clock was set forward meanwhile
-    make().publish(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {mine, away, foreign, "owner--name"}
+    with temporary(tmp_path) as held:
+        os.utime(held, (0, 0))  # the clock was set forward meanwhile
+        make().publish(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {mine, away, foreign, held.name, "owner--name"}
 
 
 def _temporary_name(make: Any, store: Path) -> Any:

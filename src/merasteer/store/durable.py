@@ -14,14 +14,12 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["abandoned", "lock", "sweep", "sync", "temporary", "write"]
 
-# Seconds after which a temporary folder is nobody's: another host's, and one whose process seems to live here. That one may be another
-# process of the same number; it is given time, since this host's clock may have jumped.
-STALE, STALE_HERE = 3600.0, 7 * 86400.0
+STALE = 3600.0  # seconds after which a temporary folder that nobody holds is nobody's
 NAME = re.compile(r"\.publish-([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{8}")  # host, process id
 
 
@@ -46,13 +44,17 @@ def lock(store: Path, *, alone: bool) -> Iterator[None]:
 
 @contextmanager
 def temporary(store: Path) -> Iterator[Path]:
-    """A folder of our own in the store (so that renames stay on one file system), removed at the end."""
+    """A folder of our own in the store (so that renames stay on one file system), held until it is removed at the end."""
     path = store / f".publish-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
     path.mkdir(parents=True)
+    handle = os.open(path, os.O_RDONLY)
     try:
+        with suppress(OSError):  # where there are no locks its age alone protects it
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
 
 
 def sweep(store: Path) -> None:
@@ -62,17 +64,31 @@ def sweep(store: Path) -> None:
 
 
 def abandoned(store: Path) -> Iterator[Path]:
-    """Temporary folders that are nobody's: of this host's dead processes, of others after an hour, of any after a week."""
+    """Temporary folders that nobody holds: of this host's dead processes, and any older than an hour (clocks may jump)."""
     for path in sorted(store.glob(".publish-*")):
         if not (match := NAME.fullmatch(path.name)):
             continue
         try:
-            age = time.time() - path.stat().st_mtime
+            stale = time.time() - path.stat().st_mtime > STALE
+            left = (stale or (match[1] == _host() and not _alive(int(match[2])))) and not _held(path)
         except FileNotFoundError:
             continue
-        here = match[1] == _host()
-        if age > (STALE_HERE if here else STALE) or (here and not _alive(int(match[2]))):
+        if left:
             yield path
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds a folder, as far as the file system has locks."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def _host() -> str:
