@@ -42,7 +42,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     shutil.copytree(found, copy)
     probe = copy / "probe.safetensors"
     probe.write_bytes(probe.read_bytes()[:-1] + b"\x7f")
-    return Settings(store=Path(store), max_body_bytes=20_000, max_new_tokens_limit=900)
+    return Settings(store=Path(store), max_body_bytes=20_000, max_new_tokens_limit=900, max_waiting=256)
 
 
 @pytest.fixture(scope="session")
