@@ -41,7 +41,7 @@ test-all: $(STAMP)  ## the slow tests too
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-bench: $(STAMP)  ## what steering costs on this machine, as ratios, in under 15 minutes: benchmarks/results/DATE-cpu.md
+bench: $(STAMP)  ## what steering costs on this machine, as ratios, in about 15 minutes: benchmarks/results/DATE-cpu.md
 	$(BIN)/python benchmarks/suite.py
 
 bench-gpu: $(STAMP)  ## the same on a CUDA device: benchmarks/results/DATE-gpu.md

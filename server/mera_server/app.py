@@ -118,8 +118,9 @@ def _tell_of_keys(described: dict[str, Any]) -> None:
     """Adds what a route answers to a caller without the key that it needs (`access.needed`)."""
     for path, methods in described["paths"].items():
         for method, operation in methods.items():
+            if needed(method.upper(), path) is None:
+                continue
             for status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                if needed(method.upper(), path) is not None:
-                    schema = {"$ref": "#/components/schemas/ErrorReply"}
-                    told = {"description": status.phrase, "content": {"application/json": {"schema": schema}}}
-                    operation["responses"].setdefault(str(status.value), told)
+                schema = {"$ref": "#/components/schemas/ErrorReply"}
+                told = {"description": status.phrase, "content": {"application/json": {"schema": schema}}}
+                operation["responses"].setdefault(str(status.value), told)

@@ -22,7 +22,7 @@ class Room:
 
     def __init__(self, serving: Callable[[], Serving | None]) -> None:
         self._serving = serving
-        self._seconds: deque[float] = deque(maxlen=_REMEMBERED)  # that each of the last answers was in the batch
+        self._seconds: deque[float] = deque(maxlen=_REMEMBERED)  # that each of the last answers had its place
 
     def check(self) -> None:
         """Raises Overloaded where the engine would refuse a request. Asked before its body is read: a refusal is to cost little."""

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mera_server.process import config_of
 from mera_server.settings import Settings
 
 from merasteer import demo
+from merasteer.errors import NotReady
 
 UNCERTIFIED = "demo_desk_a"
 PROMPT = 'Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Answer as desk B'
@@ -58,9 +59,10 @@ def ready(app: FastAPI) -> FastAPI:
     app.state.runtime.start()
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if app.state.runtime.metrics.text().count(b"mera_model_info{"):
+        with suppress(NotReady):  # the metrics tell of the model a moment before it is served
             app.state.runtime.serving()
-            return app
+            if app.state.runtime.metrics.text().count(b"mera_model_info{"):
+                return app
         time.sleep(0.01)
     raise TimeoutError("the application did not load")
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.engine.loading import LoadedModel
-from merasteer.errors import EmptyInputs, InvalidInput, PromptTooLong
+from merasteer.errors import EmptyInputs, InvalidInput, MeraError, PromptTooLong
 from merasteer.types import GenerationRequest
 
-__all__ = ["check", "end_tokens"]
+__all__ = ["check", "each", "end_tokens", "numbered"]
+
+Found = TypeVar("Found")
 
 
 def check(request: GenerationRequest, loaded: LoadedModel, max_tokens: int) -> None:
@@ -48,3 +53,23 @@ def end_tokens(loaded: LoadedModel) -> frozenset[int]:
     return frozenset(
         int(i) for i in [*ids, getattr(loaded.tokenizer, "eos_token_id", None)] if i is not None and i >= 0
     )
+
+
+def numbered(number: int, error: MeraError) -> MeraError:
+    """The error of one of several requests, with its number."""
+    return type(error)(f"requests[{number}]: {error}")
+
+
+def each(
+    requests: Sequence[GenerationRequest],
+    do: Callable[[GenerationRequest], Found],
+    named: Callable[[int, MeraError], MeraError],
+) -> list[Found]:
+    """What `do` says of each request. Raises the first error, as it is to be named."""
+    found = []
+    for number, request in enumerate(requests):
+        try:
+            found.append(do(request))
+        except MeraError as error:
+            raise named(number, error) from None
+    return found

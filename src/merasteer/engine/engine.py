@@ -17,9 +17,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from merasteer.engine.admission import check, end_tokens
+from merasteer.engine.admission import check, each, end_tokens, numbered
 from merasteer.engine.batching import SteeringManager, Step
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.loading import LoadedModel
@@ -34,7 +34,6 @@ from merasteer.types import FinishReason, GeneratedToken, Generation, Generation
 
 __all__ = ["Engine", "EngineStats"]
 
-Found = TypeVar("Found")
 STOPPED = "engine: it was stopped before the request was answered; send it again"
 
 
@@ -45,26 +44,6 @@ class EngineStats:
     running: int
     waiting: int
     cache_used_ratio: float
-
-
-def _numbered(number: int, error: MeraError) -> MeraError:
-    """The error of one of several requests, with its number."""
-    return type(error)(f"requests[{number}]: {error}")
-
-
-def _each(
-    requests: Sequence[GenerationRequest],
-    do: Callable[[GenerationRequest], Found],
-    named: Callable[[int, MeraError], MeraError],
-) -> list[Found]:
-    """What `do` says of each request. Raises the first error, as it is to be named."""
-    found = []
-    for number, request in enumerate(requests):
-        try:
-            found.append(do(request))
-        except MeraError as error:
-            raise named(number, error) from None
-    return found
 
 
 class Engine:
@@ -187,7 +166,7 @@ class Engine:
         self,
         requests: Sequence[GenerationRequest],
         watchers: Sequence[Callable[[GeneratedToken], None] | None] | None = None,
-        named: Callable[[int, MeraError], MeraError] = _numbered,
+        named: Callable[[int, MeraError], MeraError] = numbered,
     ) -> list[Future[Generation]]:
         """Admits all of the requests or none; the futures get their answers. Cancelling one cancels its request. Never blocks.
 
@@ -199,7 +178,7 @@ class Engine:
         if not self.leads:
             raise EngineFailed("engine: this rank follows another; send requests to rank 0")
         watchers = watchers or [None] * len(requests)
-        _each(requests, lambda request: check(request, self.loaded, self.max_tokens), named)
+        each(requests, lambda request: check(request, self.loaded, self.max_tokens), named)
         # The text of a watched request is the one that the watcher's own stream joins to.
         streams = [
             self.text_stream(request.prompt, request.stop) if request.stop or watcher is not None else None
@@ -208,7 +187,7 @@ class Engine:
         with self._lock:
             manager = self._alive()
             self.check_room()
-            residents = _each(requests, self._residents.of, named)
+            residents = each(requests, self._residents.of, named)
             runs = [
                 Run(f"r{next(self._ids)}", request, resident, stream, self._eos, watcher)
                 for request, resident, stream, watcher in zip(requests, residents, streams, watchers, strict=True)

@@ -125,8 +125,9 @@ class Moves:
 
         excess = rows.bias[:, self.own] - table.logit_alpha[rows.index][:, slot]
         self.offset = spread(excess.masked_fill(~facts.eligible, -float("inf")), -float("inf"))
-        strength = switches.strength
-        self.strength = spread(table.strength[rows.index][:, slot] * facts.eligible, 0.0).unbind() if strength else None
+        self.strength = None
+        if switches.strength:
+            self.strength = spread(table.strength[rows.index][:, slot] * facts.eligible, 0.0).unbind()
         self.pull = torch.empty_like(self.offset)
         self.size = torch.empty(shape[:2], device=self.offset.device)
         self.z: dict[int, torch.Tensor] = {}

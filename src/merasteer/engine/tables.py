@@ -91,9 +91,8 @@ class VectorTable:
             del self._vectors[row]
         else:
             self.weight[:, row], self.step[:, row] = vectors.weight.to(self.weight), vectors.step.to(self.step)
-            idle = (
-                vectors.weight.abs().sum(-1) == 0
-            )  # read as 0 whatever its bias, also where another row makes the layer active
+            # An idle layer reads as 0 whatever its bias, also where another row makes the layer active.
+            idle = vectors.weight.abs().sum(-1) == 0
             self.bias[:, row] = vectors.bias.masked_fill(idle, 0.0).to(self.bias)
             self.along[:, row] = (vectors.weight * vectors.step).sum(-1).to(self.along)
             self.norm[:, row] = vectors.step.norm(dim=-1).to(self.norm)

@@ -4,7 +4,8 @@
     v* = 0                        if z ≤ logit(α)
     v* = (logit(α) − z) · ũ       if z > logit(α),      ũ = u / (w·u)
 
-so that σ(w·(h + v*) + b) = α exactly, for any direction u with w·u > 0. The engine and the offline pipeline both call these.
+so that σ(w·(h + v*) + b) = α exactly, for any direction u with w·u > 0. The engine
+decides by `pull_`; `coefficient` and `move` are the same step on one readout in plain form, which tests hold the engine against.
 """
 
 from __future__ import annotations
