@@ -17,15 +17,18 @@ from merasteer.errors import InvalidInput
 
 __all__ = [
     "ANSWER_POSITIONS",
+    "CHOOSE",
     "CONTRASTIVE",
     "DECISIONS",
     "DIRECTIONS",
     "HOOK_POINTS",
     "METHODS",
     "POSITIONS",
+    "TOO_LONG",
     "Answer",
     "AnswerPosition",
     "Artifact",
+    "Choose",
     "DataSource",
     "Decision",
     "Direction",
@@ -35,6 +38,7 @@ __all__ = [
     "Generation",
     "GenerationRequest",
     "HookPoint",
+    "LabelChoice",
     "Method",
     "NamedPositions",
     "Policy",
@@ -48,13 +52,18 @@ __all__ = [
     "SteeringVectors",
     "Task",
     "TokenTrace",
+    "Tokens",
+    "TooLong",
 ]
 
 HookPoint = Literal["residual", "mlp_input", "reference"]
 Direction = Literal["euclidean", "covariance", "contrastive", "contrastive_covariance"]
 NamedPositions = Literal["generation", "all", "last"]
 Positions = NamedPositions | tuple[int, ...]  # a tuple: 0-based indices into the prompt
-AnswerPosition = Literal["last", "exact"]
+Choose = Literal["labels", "free"]  # the answer is one of the labels, or whatever the model writes
+AnswerPosition = Literal["last", "exact"]  # of a free answer
+TooLong = Literal["error", "skip"]
+Tokens = tuple[int, ...]
 Method = Literal["mera", "none", "additive", "contrastive", "logit_bias", "mera+bias"]
 Decision = Literal["steered", "not_needed", "abstained", "off"]
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
@@ -63,7 +72,9 @@ HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 CONTRASTIVE: tuple[Direction, ...] = ("contrastive", "contrastive_covariance")  # read by a difference of means
 POSITIONS: tuple[NamedPositions, ...] = get_args(NamedPositions)
+CHOOSE: tuple[Choose, ...] = get_args(Choose)
 ANSWER_POSITIONS: tuple[AnswerPosition, ...] = get_args(AnswerPosition)
+TOO_LONG: tuple[TooLong, ...] = get_args(TooLong)
 METHODS: tuple[Method, ...] = get_args(Method)
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
@@ -73,13 +84,18 @@ DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """Rows of each split, taken in file order unless `shuffle`."""
+    """Rows of each split, and how they are drawn.
+
+    shuffle: in a random order of `seed`, each split in the classes' proportions of the whole; else in file order.
+    too_long: rows whose prompt and answer exceed the model's context are an error, or are left out and counted.
+    """
 
     train: int = 1500
     calibration: int = 250
     test: int = 250
-    shuffle: bool = False
+    shuffle: bool = True
     seed: int = 0
+    too_long: TooLong = "error"
 
 
 @dataclass(frozen=True)
@@ -103,48 +119,77 @@ class DataSource:
 
 @dataclass(frozen=True)
 class Task:
-    """A closed-label job as a task file describes it. `variants[i]` are the spellings of `labels[i]`."""
+    """A closed-label job as a task file describes it. `variants[i]` are the spellings of `labels[i]`.
+
+    choose: see `Choose`. position, max_new_tokens: of a free answer; under "labels" they are "last" and 1 and count for nothing.
+    chat: the rendered template is the user's message inside the tokenizer's chat template; None: where the tokenizer has one.
+    system: the system message of a chat. examples: rows shown in front with their labels, balanced over the labels.
+    notes: what a reader of the task file should be told, one line each.
+    """
 
     name: str
     labels: tuple[str, ...]
     variants: tuple[tuple[str, ...], ...]
     template: str
+    choose: Choose = "labels"
     position: AnswerPosition = "last"
     max_new_tokens: int = 1
+    chat: bool | None = False
+    system: str | None = None
+    examples: int = 0
     data: DataSource | None = None
     splits: SplitSizes = field(default_factory=SplitSizes)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ServedTask:
-    """A task resolved against a tokenizer: all that serving needs. `variants[i]` are the token ids of `labels[i]`."""
+    """A task resolved against a tokenizer: all that serving needs. `variants[i]` are the spellings of `labels[i]` as token ids.
+
+    A free answer is known by one token: there each spelling is one. end: the token that competes where one variant begins another, None
+    where none does. examples: (rendered prompt, label as it is written) of the rows shown in front, in order.
+    """
 
     name: str
     labels: tuple[str, ...]
-    variants: tuple[tuple[int, ...], ...]
+    variants: tuple[tuple[Tokens, ...], ...]
     template: str
-    position: AnswerPosition
-    max_new_tokens: int
+    choose: Choose = "labels"
+    position: AnswerPosition = "last"
+    max_new_tokens: int = 1
+    chat: bool = False
+    system: str | None = None
+    examples: tuple[tuple[str, str], ...] = ()
+    end: int | None = None
 
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled row. `digest` identifies its content: the template's fields, NFC, white space collapsed, case-folded."""
+    """One labelled row. `digest` identifies its content: the template's fields, NFC, white space collapsed, case-folded.
+
+    prompt: the rendered template, without what a chat puts around it. where: its file and line.
+    """
 
     prompt: str
     label: int
     digest: str
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Three splits, disjoint by content. `skipped` counts rows dropped because their content had been seen."""
+    """Three splits, disjoint by content, and the rows shown in front of every prompt, which are in none of them.
+
+    skipped: rows dropped because their content had been seen. too_long: where the rows stand that were left out for their length.
+    """
 
     train: tuple[Example, ...]
     calibration: tuple[Example, ...]
     test: tuple[Example, ...]
     skipped: int = 0
+    examples: tuple[Example, ...] = ()
+    too_long: tuple[str, ...] = ()
 
     @property
     def digests(self) -> dict[str, list[str]]:
@@ -231,23 +276,53 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class GenerationRequest:
-    """One request to the engine. `variants` (token ids per class) asks for class probabilities at the answer position.
+class LabelChoice:
+    """The answer is one of these labels: variants[c] are the spellings of label c as token sequences (docs/method.md, choosing a label).
 
-    label_bias: added to the logits of each class's variants where the answer is chosen, one per class of `variants`; the class
-    probabilities are then those behind the bias.
+    end: the token that competes where one spelling is the beginning of another. settled: for each spelling the log-probability of what
+    is decided on its way behind the first token; None until the engine has found it out.
     """
 
-    prompt: tuple[int, ...]
-    max_new_tokens: int
+    variants: tuple[tuple[Tokens, ...], ...]
+    end: int | None = None
+    settled: tuple[tuple[float, ...], ...] | None = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest spelling."""
+        return max(len(tokens) for spellings in self.variants for tokens in spellings)
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One request to the engine.
+
+    max_new_tokens: None ends with the label of `choice`. choice: the answer is one of its labels, chosen at the last prompt position;
+    what follows it is free and unsteered. variants (token ids per class): of a free answer, asks for class probabilities at `position`.
+    label_bias: added where the answer is chosen, one per class: to the class scores of `choice`, or to the logits of each class's
+    variants; the class probabilities are then those behind the bias. acts: a free answer's policy acts where its first so many tokens
+    are chosen; None: on all that is generated.
+    """
+
+    prompt: Tokens
+    max_new_tokens: int | None = None
     policy: Policy | None = None
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    choice: LabelChoice | None = None
     variants: tuple[tuple[int, ...], ...] | None = None
     position: AnswerPosition = "last"
     label_bias: tuple[float, ...] | None = None
+    acts: int | None = None
     logprobs: bool = False
     trace: bool = False
+
+    @property
+    def budget(self) -> int:
+        """The most tokens that may be generated."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        return 1 if self.choice is None else self.choice.longest
 
 
 @dataclass(frozen=True)
@@ -370,15 +445,11 @@ class Artifact:
 
     @property
     def task(self) -> ServedTask:
-        raw = self.manifest["task"]
-        return ServedTask(
-            name=raw["name"],
-            labels=tuple(raw["labels"]),
-            variants=tuple(tuple(ids) for ids in raw["variants"]),
-            template=raw["template"],
-            position=raw["position"],
-            max_new_tokens=raw["max_new_tokens"],
-        )
+        raw = dict(self.manifest["task"])
+        raw["labels"] = tuple(raw["labels"])
+        raw["variants"] = tuple(tuple(tuple(ids) for ids in spellings) for spellings in raw["variants"])
+        raw["examples"] = tuple(tuple(pair) for pair in raw["examples"])
+        return ServedTask(**raw)
 
     @property
     def vectors(self) -> SteeringVectors:
