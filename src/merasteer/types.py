@@ -22,6 +22,7 @@ __all__ = [
     "DECISIONS",
     "DIRECTIONS",
     "HOOK_POINTS",
+    "MAX_LABEL_TOKENS",
     "METHODS",
     "POSITIONS",
     "TOO_LONG",
@@ -68,6 +69,7 @@ Method = Literal["mera", "none", "additive", "contrastive", "logit_bias", "mera+
 Decision = Literal["steered", "not_needed", "abstained", "off"]
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
+MAX_LABEL_TOKENS = 32  # of one spelling of a label
 HOOK_POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 CONTRASTIVE: tuple[Direction, ...] = ("contrastive", "contrastive_covariance")  # read by a difference of means
@@ -279,13 +281,14 @@ class Sampling:
 class LabelChoice:
     """The answer is one of these labels: variants[c] are the spellings of label c as token sequences (docs/method.md, choosing a label).
 
-    end: the token that competes where one spelling is the beginning of another. settled: for each spelling the log-probability of what
-    is decided on its way behind the first token; None until the engine has found it out.
+    end: the token that competes where one spelling is the beginning of another. The engine's own: settled, what is decided on the way of
+    each spelling behind the first token, as a log-probability; path, the tokens that lead to the branching point that is asked about.
     """
 
     variants: tuple[tuple[Tokens, ...], ...]
     end: int | None = None
     settled: tuple[tuple[float, ...], ...] | None = None
+    path: Tokens = ()
 
     @property
     def longest(self) -> int:

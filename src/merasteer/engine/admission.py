@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
+from merasteer.engine.choice import branches
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.engine.loading import LoadedModel
 from merasteer.errors import EmptyInputs, InvalidInput, MeraError, PromptTooLong
-from merasteer.types import GenerationRequest
+from merasteer.types import MAX_LABEL_TOKENS, GenerationRequest, Tokens
 
-__all__ = ["check", "each", "end_tokens", "numbered"]
+__all__ = ["check", "each", "end_tokens", "numbered", "point_of"]
 
 Found = TypeVar("Found")
 
@@ -19,31 +21,65 @@ def check(request: GenerationRequest, loaded: LoadedModel, max_tokens: int) -> N
     """Refuses what the model, the cache or the tables cannot take, naming field and remedy. `max_tokens` bounds prompt and answer."""
     if not request.prompt:
         raise EmptyInputs("inputs: the prompt has no token; give some text")
-    if request.max_new_tokens < 1:
-        raise InvalidInput(f"max_new_tokens: {request.max_new_tokens} is not positive; give 1 or more")
-    total = len(request.prompt) + request.max_new_tokens
-    if total > max_tokens:
+    if request.max_new_tokens is None and request.choice is None:
+        raise InvalidInput("max_new_tokens: missing, and no label ends the answer; give 1 or more")
+    if request.budget < 1:
+        raise InvalidInput(f"max_new_tokens: {request.budget} is not positive; give 1 or more")
+    new = max(request.budget, 1 if request.choice is None else request.choice.longest)
+    if len(request.prompt) + new > max_tokens:
         raise PromptTooLong(
-            f"inputs: {len(request.prompt)} prompt tokens and max_new_tokens {request.max_new_tokens} exceed the "
+            f"inputs: {len(request.prompt)} prompt tokens and max_new_tokens {new} exceed the "
             f"{max_tokens} tokens that fit; shorten the prompt or lower max_new_tokens"
         )
     if not all(0 <= token < loaded.vocab for token in request.prompt):
         raise InvalidInput(f"inputs: a token id is outside the vocabulary of {loaded.vocab}")
     if any(not stop for stop in request.stop):
         raise InvalidInput("stop: an empty string stops everything; remove it")
-    variants = request.variants or ()
-    if len(variants) > MAX_LABELS or any(len(ids) > MAX_VARIANTS for ids in variants):
-        raise InvalidInput(f"variants: at most {MAX_LABELS} labels of {MAX_VARIANTS} token variants each are supported")
-
-    if request.label_bias is not None and len(request.label_bias) != len(variants):
-        raise InvalidInput(
-            f"label_bias: {len(request.label_bias)} values for {len(variants)} labels; give one per label"
-        )
+    classes = _check_labels(request, loaded)
+    if request.label_bias is not None and len(request.label_bias) != classes:
+        raise InvalidInput(f"label_bias: {len(request.label_bias)} values for {classes} labels; give one per label")
     positions = request.policy.positions if request.policy is not None else ()
     if isinstance(positions, tuple) and any(position >= len(request.prompt) for position in positions):
         raise InvalidInput(
             f"positions: one lies beyond the prompt's {len(request.prompt)} tokens; give indices into the prompt"
         )
+
+
+def _check_labels(request: GenerationRequest, loaded: LoadedModel) -> int:
+    """How many labels the request has, each of which the tables can hold and the model can say."""
+    choice, variants = request.choice, request.variants or ()
+    if choice is not None and request.variants is not None:
+        raise InvalidInput("variants: given with choice; an answer is chosen among labels or free")
+    spelt = choice.variants if choice is not None else tuple(tuple((token,) for token in ids) for ids in variants)
+    if len(spelt) > MAX_LABELS or any(len(spellings) > MAX_VARIANTS for spellings in spelt):
+        raise InvalidInput(f"variants: at most {MAX_LABELS} labels of {MAX_VARIANTS} spellings each are supported")
+    known = [tokens for spellings in spelt for tokens in spellings]
+    if not all(0 <= token < loaded.vocab for tokens in known for token in tokens):
+        raise InvalidInput(f"variants: a token id is outside the vocabulary of {loaded.vocab}")
+    if choice is None:
+        return len(spelt)
+    if not all(0 < len(tokens) <= MAX_LABEL_TOKENS for tokens in known) or not all(spelt) or not spelt:
+        raise InvalidInput(
+            f"choice: a label has no spelling, or one of more than {MAX_LABEL_TOKENS} tokens; shorten it"
+        )
+    if len(set(known)) < len(known):
+        raise InvalidInput("choice: two spellings are the same tokens; give each to one label")
+    if choice.end is None and any(path in set(known) for path in branches(choice)):
+        raise InvalidInput(
+            "choice: a spelling is the beginning of another, and no end token tells them apart; give one"
+        )
+    if choice.end is not None and not 0 <= choice.end < loaded.vocab:
+        raise InvalidInput(f"choice: the end token is outside the vocabulary of {loaded.vocab}")
+    return len(spelt)
+
+
+def point_of(request: GenerationRequest, path: Tokens) -> GenerationRequest:
+    """What asks about a later branching point of a request's label: the same prompt and policy, one step at the end of the path."""
+    if request.choice is None:
+        raise ValueError("a request without labels has no branching point")
+    return GenerationRequest(
+        prompt=request.prompt, max_new_tokens=1, policy=request.policy, choice=replace(request.choice, path=path)
+    )
 
 
 def end_tokens(loaded: LoadedModel) -> frozenset[int]:

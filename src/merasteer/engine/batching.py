@@ -4,7 +4,7 @@ What is added to the library, and where:
   rows      two int32 rows ride in its bulk input tensor: the slot of every request in batch order, and the slots of the requests
             that get a new token, in the order of the score rows. So async batching and captured graphs see them.
   prepare   before each batch is prepared the engine hands over waiting requests and cancellations.
-  finish    the logits list ends each step: class logits, sampling, counts (`Steering.finish`).
+  finish    the logits list ends each step: labels, sampling, counts (`Steering.finish`).
   update    before the library applies a step's tokens the report is read; only delivered tokens reach the engine.
   carry     what belongs to a request (its slot and what it asks for) travels with it to every rank of a tensor-parallel group.
   share     the library shares cache blocks by their tokens alone; here only those whose keys and values no policy touches.
@@ -66,11 +66,12 @@ class Delivered:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What one forward pass left behind, on the host. report (R, columns of `Steering.report`); trace and captured by read row."""
+    """What one forward pass left behind, on the host. report (R, columns of `Steering.report`); trace, options, captured by read row."""
 
     delivered: tuple[Delivered, ...]
     report: torch.Tensor
     trace: torch.Tensor | None
+    options: torch.Tensor | None
     captured: dict[Any, torch.Tensor]
 
 
@@ -290,21 +291,25 @@ class _HostCopy:
     """A step's report on its way to the host. On a CPU it is the buffer itself: it is read before the next step begins."""
 
     def __init__(self, steering: Steering) -> None:
-        tensors = [steering.report, *([steering.trace] if steering.switches.trace else []), *steering.captured.values()]
-        self._trace, self._points = steering.switches.trace, list(steering.captured)
+        wanted = {
+            "report": steering.report,
+            "trace": steering.trace if steering.switches.trace else None,
+            "options": steering.options if steering.switches.points else None,
+            **steering.captured,
+        }
         self._event: torch.Event | None = None
+        self._tensors: dict[Any, torch.Tensor] = {name: found for name, found in wanted.items() if found is not None}
         if steering.report.is_cuda:
-            tensors = [torch.empty(t.shape, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+            for name, tensor in self._tensors.items():
+                self._tensors[name] = torch.empty(tensor.shape, pin_memory=True).copy_(tensor, non_blocking=True)
             self._event = torch.Event(steering.report.device)
             self._event.record()
-        self._tensors = tensors
 
-    def wait(self) -> tuple[torch.Tensor, torch.Tensor | None, dict[Any, torch.Tensor]]:
+    def wait(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, dict[Any, torch.Tensor]]:
         if self._event is not None:
             self._event.synchronize()
-        report, *others = self._tensors
-        trace = others.pop(0) if self._trace else None
-        return report, trace, dict(zip(self._points, others, strict=True))
+        found = dict(self._tensors)
+        return found.pop("report"), found.pop("trace", None), found.pop("options", None), found
 
 
 def _batching_config(config: EngineConfig, *, on_gpu: bool) -> ContinuousBatchingConfig:

@@ -19,8 +19,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from merasteer.engine.admission import check, each, end_tokens, numbered
+from merasteer.engine.admission import check, each, end_tokens, numbered, point_of
 from merasteer.engine.batching import SteeringManager, Step
+from merasteer.engine.choice import branches, settled
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.loading import LoadedModel
 from merasteer.engine.packing import can_pack, packed, warm_up
@@ -30,7 +31,15 @@ from merasteer.engine.steer import Steering, Switches
 from merasteer.engine.tables import OPEN, resume_position, untouched
 from merasteer.engine.text import TextStream, continuation, encode
 from merasteer.errors import EngineFailed, MeraError, Overloaded
-from merasteer.types import FinishReason, GeneratedToken, Generation, GenerationRequest, HookPoint, SteeringVectors
+from merasteer.types import (
+    FinishReason,
+    GeneratedToken,
+    Generation,
+    GenerationRequest,
+    HookPoint,
+    SteeringVectors,
+    Tokens,
+)
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -193,13 +202,46 @@ class Engine:
                 for request, resident, stream, watcher in zip(requests, residents, streams, watchers, strict=True)
             ]
             for run in runs:
-                self._residents.use(run.resident)
-                self._runs[run.id] = run
-            self._waiting.extend(runs)
+                self._take(run)
         for run in runs:
             run.future.add_done_callback(partial(self._cancel, run))
         manager.wake()
         return [run.future for run in runs]
+
+    def _take(self, run: Run) -> None:
+        """Accepts a run. One whose label has later branching points waits until these have been asked about, the first one first.
+
+        They share its prompt: the others find it computed.
+        """
+        self._residents.use(run.resident)
+        self._runs[run.id] = run
+        choice = run.request.choice
+        points = () if choice is None else branches(choice)
+        for path in points:
+            request = point_of(run.request, path)
+            point = run.points[path] = Run(f"{run.id}.{len(run.points)}", request, run.resident, None, frozenset())
+            self._residents.use(point.resident)
+            self._runs[point.id] = point
+            point.future.add_done_callback(partial(self._found, run, path))
+        self._waiting.append(run.points[points[0]] if points else run)
+
+    def _found(self, run: Run, path: Tokens, future: Future[Generation]) -> None:
+        """A branching point has been evaluated, or could not be. On the generation thread, but for a cancellation."""
+        if future.cancelled():
+            if path in run.points:
+                self._cancel(run.points[path], future)
+        elif (error := future.exception()) is not None:
+            self._cancelled.extend(run.points.values())
+            self._fail(run, error if isinstance(error, MeraError) else EngineFailed(f"engine: {error}"))
+        elif not run.answered and run.request.choice is not None:
+            run.known[path] = run.points[path].options or ()
+            with self._lock:
+                if len(run.known) == len(run.points):
+                    choice = replace(run.request.choice, settled=settled(run.request.choice, run.known))
+                    run.request = replace(run.request, choice=choice)
+                    self._waiting.appendleft(run)
+                elif len(run.known) == 1:
+                    self._waiting.extendleft(point for key, point in run.points.items() if key != path)
 
     def check_room(self) -> None:
         """Raises Overloaded where a request would be refused now, so that no more work is put into it. A free slot is room."""
@@ -249,6 +291,8 @@ class Engine:
         manager = self._manager
         if future.cancelled():
             self._cancelled.append(run)
+            for point in run.points.values():
+                point.future.cancel()
             if manager is not None:
                 manager.wake()
 
@@ -289,7 +333,8 @@ class Engine:
         request = run.request
         self._seat(run, slot)
         carried = (run.id, run.slot, request, None if run.resident is None else run.resident.number)
-        if not manager.hand_over(run.id, list(request.prompt), request.max_new_tokens, sorted(self._eos), carried):
+        prompt = [*request.prompt, *(() if request.choice is None else request.choice.path)]
+        if not manager.hand_over(run.id, prompt, request.budget, sorted(run.eos), carried):
             told = "engine: the batch takes no more requests; restart the server"
             self._fail(run, EngineFailed(STOPPED if self._manager is None else told))
 
@@ -355,7 +400,9 @@ class Engine:
             return
         self._steering.switches = _switches(runs)
         # Which tokens a policy acts on may change from token to token unless it acts on all that is generated.
-        steady = decoding and all(run.request.policy is None or run.request.policy.positions in OPEN for run in runs)
+        steady = decoding and all(
+            run.request.policy is None or (run.request.policy.positions in OPEN and not run.acting) for run in runs
+        )
         self._decoding = runs if steady else None
 
     def untouched(self, request_id: str) -> int:
@@ -380,9 +427,9 @@ class Engine:
                     ),
                 )
                 continue
-            if run.stopped:
+            if run.stopped or (run.labelled and len(run.tokens) < run.request.budget):
                 self._cancelled.append(run)  # leaves the batch before the next one; its answer is complete
-                self._answer(run, "stop_sequence")
+                self._answer(run, "stop_sequence" if run.stopped else "length")
 
     def on_finished(self, request_id: str) -> None:
         """The library is done with a request: its slot is free and its answer goes out."""
@@ -477,9 +524,15 @@ def _switches(runs: Sequence[Run]) -> Switches:
     return Switches(
         rows={point: tuple(sorted(used)) for point, used in rows.items()},
         strength=any(request.policy is not None and request.policy.strength != 0.0 for request in requests),
-        sampling=any(not request.sampling.greedy for request in requests),
+        sampling=any(
+            not request.sampling.greedy and (request.choice is None or request.max_new_tokens is not None)
+            for request in requests
+        ),
+        choice=any(run.request.choice is not None and not run.tokens for run in runs),
+        points=any(request.choice is not None and bool(request.choice.path) for request in requests),
+        forced=any(request.choice is not None for request in requests),
         classes=any(request.variants is not None for request in requests),
-        bias=any(request.label_bias is not None for request in requests),
+        bias=any(request.label_bias is not None and request.choice is None for request in requests),
         logprobs=any(request.logprobs for request in requests),
         trace=any(request.trace for request in requests),
     )

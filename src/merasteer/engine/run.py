@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from merasteer.engine.batching import Delivered, Step
+from merasteer.engine.choice import spelling
 from merasteer.engine.residents import Resident
 from merasteer.engine.steer import CLASSES, COUNTS
-from merasteer.engine.tables import movable_layers, moves
+from merasteer.engine.tables import acting_tokens, movable_layers, moves
 from merasteer.engine.text import TextStream
 from merasteer.types import (
     Answer,
@@ -24,6 +25,7 @@ from merasteer.types import (
     GenerationRequest,
     PredictedError,
     SteeringCounts,
+    Tokens,
     TokenTrace,
 )
 
@@ -58,6 +60,10 @@ class Run:
     classes: list[float] | None = None  # class logits there
     label: int | None = None
     biased: bool = False
+    spelt: int | None = None  # tokens of the label that was chosen
+    options: list[float] | None = None  # at a later branching point: the log-probability of each spelling's token
+    points: dict[Tokens, Run] = field(default_factory=dict)  # the later branching points, each a run of its own
+    known: dict[Tokens, Sequence[float]] = field(default_factory=dict)  # the options of those that have been evaluated
 
     def take(self, part: Delivered, step: Step) -> None:
         """Adds one step. Counts are summed; the reads are committed at the answer position (docs/method.md)."""
@@ -73,10 +79,11 @@ class Run:
         if self.stream is not None:
             self.stream.push(part.token)
         read = step.report[part.read].tolist()
-        label = self._label_of(part.token)
+        label = self._label_of(part.token, read)
         # `last` commits at the first new token. `exact` commits at the first token that is a variant; until then the last
         # prompt position stands in for a missing answer.
-        if first or (self.request.position == "exact" and self.label is None and label is not None):
+        late = self.request.choice is None and self.request.position == "exact"
+        if first or (late and self.label is None and label is not None):
             self._commit(read, part.read, label, step)
         if self.request.logprobs:
             self.logprobs.append(read[COUNTS + 2])
@@ -90,6 +97,17 @@ class Run:
         """Whether a stop string has ended it."""
         return bool(self.request.stop) and self.stream is not None and self.stream.stopped
 
+    @property
+    def labelled(self) -> bool:
+        """Whether it was to end with its label, and has."""
+        return self.request.max_new_tokens is None and self.spelt is not None and len(self.tokens) >= self.spelt
+
+    @property
+    def acting(self) -> bool:
+        """Whether its policy acts on some of what is still to come, and not on all of it: the same pass is not the next one's."""
+        end = acting_tokens(self.request) if self.spelt is None else self.spelt
+        return self.request.policy is not None and end is not None and len(self.tokens) <= end
+
     def _token(self, token: int, read: list[float], *, steered: bool) -> GeneratedToken:
         before, after = self._read_errors((read[COUNTS], read[COUNTS + 1])) or (None, None)
         return GeneratedToken(
@@ -100,18 +118,28 @@ class Run:
             after=after,
             steered=steered,
             trace=self.trace[-1] if self.request.trace and self.trace else None,
-            last=self.stopped or token in self.eos or len(self.tokens) >= self.request.max_new_tokens,
+            last=self.stopped or self.labelled or token in self.eos or len(self.tokens) >= self.request.budget,
         )
 
     def _commit(self, read: list[float], row: int, label: int | None, step: Step) -> None:
         self.reading, self.label = (read[COUNTS], read[COUNTS + 1]), label
         self.biased = self.request.label_bias is not None and read[COUNTS + 3] > 0
-        if self.request.variants is not None:
-            self.classes = read[CLASSES][: len(self.request.variants)]
+        classes = self.request.variants if self.request.choice is None else self.request.choice.variants
+        if classes is not None:
+            self.classes = read[CLASSES][: len(classes)]
+        if self.request.choice is not None and self.request.choice.path and step.options is not None:
+            self.options = step.options[row].tolist()
         if step.captured:
             self.activations = {point: rows[row].clone() for point, rows in step.captured.items()}
 
-    def _label_of(self, token: int) -> int | None:
+    def _label_of(self, token: int, read: list[float]) -> int | None:
+        choice = self.request.choice
+        if choice is not None:
+            if self.tokens[:-1] or choice.path:  # chosen with the first token
+                return None
+            label, tokens = spelling(choice, round(read[COUNTS + 4]))
+            self.spelt = len(tokens)
+            return label
         variants = self.request.variants or ()
         return next((label for label, ids in enumerate(variants) if token in ids), None)
 

@@ -6,9 +6,11 @@ and again after its cache was evicted and recomputed. Branch-free over rows; sha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-__all__ = ["choose", "gumbel"]
+__all__ = ["Draws", "choose", "gumbel"]
 
 
 def _signed(constant: int) -> int:
@@ -67,3 +69,22 @@ def choose(
     chosen = order.gather(1, noisy.argmax(-1, keepdim=True))
     only = torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
     return torch.where(samples[:, None], only, scores)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Each slot's sampling: temperature 0 is greedy; top_k 0 and top_p 1 do nothing. All (S,)."""
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    seed: torch.Tensor
+
+    def apply(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """`choose` for rows (R, V) of these slots; position (R,) is that of what is chosen."""
+        rows = (values[slots] for values in (self.temperature, self.top_k, self.top_p, self.seed))
+        return choose(scores, *rows, position)
+
+    def pick(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Which is chosen of a few scores (R, C), by each slot's own sampling: (R,)."""
+        return self.apply(scores, slots, position).argmax(-1)

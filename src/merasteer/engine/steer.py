@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from merasteer.engine.config import MAX_LABELS, EngineConfig
+from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS, EngineConfig
 from merasteer.engine.layers import decoder_layers, family_of, site
-from merasteer.engine.sampling import choose
 from merasteer.engine.tables import Rows, SlotTable, VectorTable
 from merasteer.method.steering import pull_
 from merasteer.types import HookPoint
@@ -28,8 +27,8 @@ __all__ = ["CLASSES", "COUNTS", "READS", "Steering", "Switches"]
 
 # Columns of a step's report: counts in batch order, reads in the order of the requests that got a new token.
 COUNTS = 5  # tokens, steered tokens, steered cells, sum of shifts, largest shift
-READS = 4  # z before, z after, log-probability of the chosen token, 1 where the label bias changed it
-CLASSES = slice(COUNTS + READS, COUNTS + READS + MAX_LABELS)  # logit of each class
+READS = 5  # z before, z after, log-probability of the chosen token, 1 where the label bias changed it, spelling of the chosen label
+CLASSES = slice(COUNTS + READS, COUNTS + READS + MAX_LABELS)  # score of each class
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Switches:
     """Which parts of a step some request of the batch needs. With captured graphs all are on: a graph cannot change.
 
     rows: the rows of vectors in the batch at each hook point; a hook point that is missing is left alone, None stands for all in use.
+    choice: a label is chosen; points: a later branching point is asked about; forced: a label's tokens are due. classes, bias: of free
+    answers.
     steady: the requests are those of the pass before, each then and now with one token, and their policies act on all that follows.
     """
 
@@ -44,6 +45,9 @@ class Switches:
     steady: bool = False
     strength: bool = True
     sampling: bool = True
+    choice: bool = True
+    points: bool = True
+    forced: bool = True
     classes: bool = True
     bias: bool = True
     logprobs: bool = True
@@ -199,6 +203,7 @@ class Steering:
         self.switches = Switches()
         self.report = torch.zeros(config.max_requests, CLASSES.stop, device=device)
         self.trace = torch.zeros(config.max_requests, layers, 3, device=device)  # z before, z after, shift
+        self.options = torch.zeros(config.max_requests, MAX_LABELS * MAX_VARIANTS, device=device)
         self.captured = {
             point: torch.zeros(config.max_requests, layers, width, device=device) for point in config.capture
         }
@@ -281,26 +286,49 @@ class Steering:
             raise RuntimeError("a step was finished that never began: the model's pre-hook did not run")
         report = self.report[: scores.shape[0]]
         self._account(facts, report)
+        slots, position = facts.slots_new, facts.position[facts.last]
         raw, unbiased = scores, None
         if self.switches.bias:
-            unbiased, scores = scores, self._biased(scores, facts.slots_new, facts.position[facts.last])
+            unbiased, scores = scores, self._biased(scores, slots, position)
         if self.switches.classes:
-            report[:, CLASSES] = _class_logits(scores, self.slots.variants[facts.slots_new])
+            report[:, CLASSES] = _class_logits(scores, self.slots.variants[slots])
         if self.switches.sampling:
-            position = facts.position[facts.last] + 1
-            unbiased = None if unbiased is None else self._sampled(unbiased, facts.slots_new, position)
-            scores = self._sampled(scores, facts.slots_new, position)
+            unbiased = None if unbiased is None else self.slots.draws.apply(unbiased, slots, position + 1)
+            scores = self.slots.draws.apply(scores, slots, position + 1)
+        if self.switches.choice:
+            self._choose(raw, slots, position, report)
+        due = self.slots.choice.due(slots, position)[:, None] if self.switches.forced else None
         if self.switches.logprobs or unbiased is not None:
             chosen = scores.argmax(-1, keepdim=True)
+            chosen = chosen if due is None else torch.where(due >= 0, due, chosen)
             report[:, COUNTS + 2] = (raw.gather(1, chosen) - raw.logsumexp(-1, keepdim=True))[:, 0]
-            report[:, COUNTS + 3] = (
-                0.0 if unbiased is None else (unbiased.argmax(-1, keepdim=True) != chosen)[:, 0].float()
-            )
-            if unbiased is not None:  # the answer is chosen: nothing is biased behind it
-                slots = facts.slots_new
-                answered = (self.slots.variants[slots] == chosen[:, :, None]).flatten(1).any(-1)
-                self.slots.bias.index_put_((slots,), torch.where(answered[:, None], 0.0, self.slots.bias[slots]))
+            if unbiased is not None:
+                self._end_bias(unbiased, chosen, slots, report)
+        if due is not None:
+            at = due.clamp_min(0)
+            scores.scatter_(1, at, torch.where(due >= 0, torch.finfo(scores.dtype).max, scores.gather(1, at)))
         return scores
+
+    def _choose(self, logits: torch.Tensor, slots: torch.Tensor, position: torch.Tensor, report: torch.Tensor) -> None:
+        """Rows at the point where their label is chosen: writes its spelling and the labels' scores to the report."""
+        found = self.slots.choice.choose(logits, slots, position, self.slots.draws)
+        here = found.here[:, None]
+        report[:, CLASSES] = torch.where(here, found.scores, report[:, CLASSES])
+        report[:, COUNTS + 3] = torch.where(found.here, found.biased.float(), report[:, COUNTS + 3])
+        report[:, COUNTS + 4] = found.best.float()
+        if self.switches.points:
+            self.options[: report.shape[0]] = found.options
+        self.slots.end_with_label(slots)
+
+    def _end_bias(
+        self, unbiased: torch.Tensor, chosen: torch.Tensor, slots: torch.Tensor, report: torch.Tensor
+    ) -> None:
+        """Free answers: writes where the bias changed the token. Once a label's token is chosen nothing is biased behind it."""
+        answered = (self.slots.variants[slots] == chosen[:, :, None]).flatten(1).any(-1)
+        changed = (unbiased.argmax(-1, keepdim=True) != chosen)[:, 0]
+        free = (self.slots.variants[slots] >= 0).flatten(1).any(-1)
+        report[:, COUNTS + 3] = torch.where(free, changed.float(), report[:, COUNTS + 3])
+        self.slots.bias.index_put_((slots,), torch.where(answered[:, None], 0.0, self.slots.bias[slots]))
 
     def _biased(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Scores (R, V) with each request's bias added to its variants' logits, as far as its answer is still to be chosen."""
@@ -308,13 +336,6 @@ class Steering:
         bias = torch.where(position <= self.slots.bias_until[slots], 1.0, 0.0)[:, None] * self.slots.bias[slots]
         added = torch.where(variants >= 0, bias[:, :, None], 0.0).flatten(1)
         return scores.scatter_add(1, variants.clamp_min(0).flatten(1), added)
-
-    def _sampled(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Scores with each request's own sampling applied; position is that of the token being chosen."""
-        table = self.slots
-        return choose(
-            scores, table.temperature[slots], table.top_k[slots], table.top_p[slots], table.seed[slots], position
-        )
 
     def _account(self, facts: Facts, report: torch.Tensor) -> None:
         """Writes counts (batch order) and reads (order of new tokens) to the report, and the trace."""

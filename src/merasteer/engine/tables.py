@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
+from merasteer.engine.choice import ChoiceTable
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
+from merasteer.engine.sampling import Draws
 from merasteer.errors import InvalidInput
 from merasteer.types import GenerationRequest, Policy, SteeringVectors
 
-__all__ = ["NEVER", "OPEN", "Rows", "SlotTable", "VectorTable", "moves", "untouched"]
+__all__ = ["NEVER", "OPEN", "Rows", "SlotTable", "VectorTable", "acting_tokens", "moves", "untouched"]
 
 NEVER = 2**31 - 1  # a position that no token reaches
 OPEN = ("generation", "all")  # positions that take in every generated token
@@ -166,8 +168,8 @@ class SlotTable:
 
     start, stop: the policy may act on positions start ≤ p < stop, and on those that `listed` (S, context) marks. counted: first
     position to enter the counts, above 0 only after an eviction. variants (S, labels, spellings) token ids, -1 where none. bias
-    (S, labels) is added to their logits at positions up to bias_until, and zeroed once a variant is chosen. temperature 0 is greedy;
-    top_k 0 and top_p 1 do nothing.
+    (S, labels) is added to their logits at positions up to bias_until, and zeroed once a variant is chosen. Those who choose among labels
+    have `choice` instead.
     """
 
     def __init__(self, slots: int, device: torch.device, context: int) -> None:
@@ -180,10 +182,8 @@ class SlotTable:
         self.counted = full(0, torch.int32)
         self.bias = torch.zeros(slots, MAX_LABELS, device=device)
         self.bias_until = full(-1, torch.int32)
-        self.temperature = full(0, torch.float32)
-        self.top_p = full(1, torch.float32)
-        self.top_k = full(0, torch.long)
-        self.seed = full(0, torch.long)
+        self.draws = Draws(full(0, torch.float32), full(0, torch.long), full(1, torch.float32), full(0, torch.long))
+        self.choice = ChoiceTable(slots, device)
         self.variants = torch.full((slots, MAX_LABELS, MAX_VARIANTS), -1, dtype=torch.long, device=device)
 
     def assign(self, slot: int, request: GenerationRequest) -> None:
@@ -193,11 +193,12 @@ class SlotTable:
         if isinstance(positions, tuple):
             self.listed[slot, list(positions)] = True
         self.counted[slot] = 0
-        sampling = request.sampling
-        self.temperature[slot] = 0.0 if sampling.greedy else float(sampling.temperature or 0.0)
-        self.top_p[slot] = 1.0 if sampling.top_p is None else sampling.top_p
-        self.top_k[slot] = sampling.top_k or 0
-        self.seed[slot] = sampling.seed
+        sampling, draws = request.sampling, self.draws
+        draws.temperature[slot] = 0.0 if sampling.greedy else float(sampling.temperature or 0.0)
+        draws.top_p[slot] = 1.0 if sampling.top_p is None else sampling.top_p
+        draws.top_k[slot] = sampling.top_k or 0
+        draws.seed[slot] = sampling.seed
+        self.choice.assign(slot, request)
         self.variants[slot] = -1
         for label, ids in enumerate(request.variants or ()):
             self.variants[slot, label, : len(ids)] = torch.tensor(ids)
@@ -205,7 +206,7 @@ class SlotTable:
 
     def give_bias(self, slot: int, request: GenerationRequest) -> None:
         """Writes a request's label bias, also once more where its answer is to be chosen again."""
-        if request.label_bias is not None:
+        if request.label_bias is not None and request.choice is None:
             self.bias[slot, : len(request.label_bias)] = torch.tensor(request.label_bias)
             self.bias_until[slot] = len(request.prompt) - 1 if request.position == "last" else NEVER
 
@@ -213,17 +214,28 @@ class SlotTable:
         """Turns a slot off."""
         self.start[slot] = NEVER
         self.listed[slot] = False
-        self.temperature[slot] = 0.0
+        self.draws.temperature[slot] = 0.0
+        self.choice.clear(slot)
         self.variants[slot] = -1
         self.bias[slot] = 0.0
+
+    def end_with_label(self, slots: torch.Tensor) -> None:
+        """Where a label has been chosen, the policies act no further than its last token."""
+        self.stop.index_put_((slots,), torch.minimum(self.stop[slots], self.choice.ends(slots).int()))
 
 
 def acting_range(request: GenerationRequest) -> tuple[int, int]:
     """(start, stop) of the absolute positions that a request's policy may act on, listed ones apart (docs/method.md, positions)."""
     if request.policy is None or isinstance(request.policy.positions, tuple):
         return NEVER, NEVER
-    last = len(request.prompt) - 1
-    return {"all": (0, NEVER), "generation": (last, NEVER), "last": (last, last + 1)}[request.policy.positions]
+    last, tokens = len(request.prompt) - 1, acting_tokens(request)
+    stop = NEVER if tokens is None else last + tokens
+    return {"all": (0, stop), "generation": (last, stop), "last": (last, last + 1)}[request.policy.positions]
+
+
+def acting_tokens(request: GenerationRequest) -> int | None:
+    """While how many tokens of the answer are chosen a policy may act at the most; None: without end."""
+    return request.acts if request.choice is None else request.choice.longest
 
 
 def moves(policy: Policy | None) -> bool:
