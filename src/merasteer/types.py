@@ -22,6 +22,7 @@ __all__ = [
     "DECISIONS",
     "DIRECTIONS",
     "HOOK_POINTS",
+    "MAX_LABEL_TOKENS",
     "METHODS",
     "POSITIONS",
     "TOO_LONG",
@@ -77,6 +78,8 @@ ANSWER_POSITIONS: tuple[AnswerPosition, ...] = get_args(AnswerPosition)
 TOO_LONG: tuple[TooLong, ...] = get_args(TooLong)
 METHODS: tuple[Method, ...] = get_args(Method)
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+MAX_LABEL_TOKENS = 32  # of one spelling of a label
 
 
 # ------------------------------------------------------------------------------------------------ tasks
