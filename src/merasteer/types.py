@@ -80,6 +80,8 @@ TOO_LONG: tuple[TooLong, ...] = get_args(TooLong)
 METHODS: tuple[Method, ...] = get_args(Method)
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
+MAX_LABEL_TOKENS = 32  # of one spelling of a label
+
 
 # ------------------------------------------------------------------------------------------------ tasks
 

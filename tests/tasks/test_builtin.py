@@ -32,7 +32,7 @@ def test_the_local_rows_fill_the_splits(real_data, name):
     for one in splits.test:
         assert tuple(one.fields) == fields
         assert matches(task.template, one.prompt)
-        assert one.prompt.endswith("Answer:")
+        assert one.prompt.endswith("?")
 
 
 EXAMPLES = {
@@ -45,11 +45,14 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("name", builtin_names())
-def test_every_prompt_shows_its_fields_names_its_labels_and_ends_where_the_answer_begins(name):
+def test_every_prompt_is_a_question_that_shows_its_fields_and_names_its_labels(name):
     task = load_task(name)
     assert set(fields_of(task.template)) == set(EXAMPLES[name])
     prompt = render(task.template, EXAMPLES[name])
-    assert prompt.endswith("Answer:")
+    assert prompt.endswith(
+        "?"
+    )  # as a user asks it, and without white space that would spoil the first token of the answer
+    assert (task.choose, task.chat, task.system, task.examples, task.notes) == ("labels", None, None, 0, ())
     assert all(label in prompt for label in task.labels)
     assert not any(variant.endswith(" ") for variants in task.variants for variant in variants)
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from merasteer.errors import BadTask
-from merasteer.tasks import make_splits
-from merasteer.types import DataSource, SplitSizes, Task
+from merasteer.tasks import read_examples
+from merasteer.types import DataSource, Task
 
 LABELS = ("ham", "spam")
 
 
 def task(source: DataSource, labels=LABELS, template="Is {text} spam?") -> Task:
-    return Task("mine", labels, tuple((label,) for label in labels), template, data=source, splits=SplitSizes(1, 1, 1))
+    return Task("mine", labels, tuple((label,) for label in labels), template, data=source)
 
 
 def read(rows, labels=LABELS, template="Is {text} spam?", **source):
-    """(text, label's index) of three rows."""
-    splits = make_splits(task(DataSource(source.pop("label", "label"), **source), labels, template), rows)
-    return [(one.fields["text"], one.label) for one in (*splits.train, *splits.calibration, *splits.test)]
+    """(text, label's index) of all rows."""
+    described = task(DataSource(source.pop("label", "label"), **source), labels, template)
+    return [(one.fields["text"], one.label) for one in read_examples(described, rows)]
 
 
 def rows(column: str, label: str, values=("ham", "spam", "ham")):
@@ -52,7 +52,7 @@ def test_no_prompt_shows_the_label():
         read(rows("body", "text"), label="text", fields={"text": "sms"})
     named = task(DataSource("answer", fields={"label": "sms"}), template="Is {label} spam?")
     with pytest.raises(BadTask, match="no label column 'answer'"):
-        make_splits(named, rows("sms", "label"))
+        read_examples(named, rows("sms", "label"))
 
 
 @pytest.mark.parametrize("values", [(0, 1, 0), ("0", "1", "0"), ("ham", 1, "HAM ")])
@@ -73,6 +73,19 @@ def test_a_label_that_is_a_number_itself_comes_before_the_index():
     assert read(rows("text", "label", ("1", "0", "1")), labels=("1", "0"), label_index=True)[0] == ("a", 0)
 
 
+@pytest.mark.parametrize("values", [(0, 1, 0), ("0", "1", "0"), (" 0", "1 ", 0)])
+def test_labels_that_are_numbers_may_be_written_as_numbers(values):
+    assert read(rows("text", "label", values), labels=("0", "1")) == [("a", 0), ("b", 1), ("c", 0)]
+
+
+def test_truth_values_are_labels_of_that_name():
+    assert [label for _, label in read(rows("text", "label", (True, False, "TRUE")), labels=("true", "false"))] == [
+        0,
+        1,
+        0,
+    ]
+
+
 def test_case_and_outer_space_of_a_label_count_only_where_labels_differ_by_them():
     assert [label for _, label in read(rows("text", "label", ("Ham", " SPAM\n", "ham")))] == [0, 1, 0]
     assert [label for _, label in read(rows("text", "label", ("us", "US", "us")), labels=("US", "us"))] == [1, 0, 1]
@@ -86,11 +99,11 @@ def test_where_keeps_the_rows_with_a_wanted_value(tmp_path):
     file.write_text("text,label,kind,on\n" + "\n".join(lines))
 
     def texts(**where):
-        splits = make_splits(task(DataSource("label", path=file, where=where)))
-        return [split[0].fields["text"] for split in (splits.train, splits.calibration, splits.test)]
+        found = read_examples(task(DataSource("label", path=file, where=where)))
+        return [one.fields["text"] for one in found]
 
-    assert texts(kind=("x", "z"), on=(1,)) == ["a", "c", "d"]
-    assert texts(kind=("z", "x")) == ["a", "c", "d"]
+    assert texts(kind=("x", "z"), on=(1,)) == ["a", "c", "d", "f"]
+    assert texts(kind=("z", "x")) == ["a", "c", "d", "e", "f"]
     with pytest.raises(BadTask, match=r"line 2: no column 'sort', but .*correct data.where"):
         texts(sort=("x",))
     with pytest.raises(BadTask, match=r"data.where: none of 6 rows has \{'kind': \('w',\)\}"):

@@ -29,22 +29,23 @@ def test_a_minimal_file_takes_the_documented_defaults(write):
     task = load_task(write(MINIMAL))
     assert (task.name, task.labels, task.template) == ("mine", ("ham", "spam"), "Is {text} spam?")
     assert task.variants[0] == ("ham", " ham", "Ham", " Ham", "HAM", " HAM")
-    assert (task.position, task.max_new_tokens, task.data) == ("last", 1, None)
-    assert task.splits == SplitSizes(1500, 250, 250, False, 0)
+    assert (task.choose, task.position, task.max_new_tokens, task.data) == ("labels", "last", 1, None)
+    assert (task.chat, task.system, task.examples, task.notes) == (False, None, 0, ())
+    assert task.splits == SplitSizes(1500, 250, 250, True, 0, "error")
 
 
 def test_a_full_file_is_read_key_by_key(write):
     file = write(
         MINIMAL.replace("[prompt]", '[variants]\nham = [" ham"]\n[prompt]')
         + '[answer]\nposition = "exact"\nmax_new_tokens = 3\n[data]\npath = "rows.csv"\nlabel = "class"\n'
-        + "[splits]\ntrain = 4\ncalibration = 3\ntest = 2\nshuffle = true\nseed = 7\n"
+        + '[splits]\ntrain = 4\ncalibration = 3\ntest = 2\nshuffle = false\nseed = 7\ntoo_long = "skip"\n'
     )
     task = load_task(str(file))
     assert task.variants[0] == (" ham",)
     assert task.variants[1][:2] == ("spam", " spam")
-    assert (task.position, task.max_new_tokens) == ("exact", 3)
+    assert (task.choose, task.position, task.max_new_tokens) == ("free", "exact", 3)
     assert task.data == DataSource("class", path=file.parent / "rows.csv")
-    assert task.splits == SplitSizes(4, 3, 2, True, 7)
+    assert task.splits == SplitSizes(4, 3, 2, False, 7, "skip")
 
 
 def test_a_source_is_read_key_by_key(write):
@@ -92,7 +93,7 @@ DATA, VARIANTS = MINIMAL + "[data]\n", MINIMAL.replace("[prompt]", "[variants]\n
         (MINIMAL.replace('labels = ["ham", "spam"]\n', ""), "labels: has 0 entries, at least 2 needed"),
         (MINIMAL.replace(', "spam"', ""), "labels: has 1 entries, at least 2"),
         (MINIMAL.replace('"spam"]', '"ham"]'), "labels: 'ham' occurs twice"),
-        (MINIMAL.replace('"spam"]', "1]"), "labels: 1 is not a string"),
+        (MINIMAL.replace('"spam"]', "1.5]"), "labels: 1.5 is not a string"),
         (MINIMAL.replace('"spam"]', '" "]'), "labels: ' ' is not a string with text"),
         (MINIMAL.replace('"spam"]', '"HAM"]'), "variants.HAM: 'HAM' is also a variant of 'ham'"),
         (VARIANTS % 'hum = ["ham"]', "variants.hum: unknown key; known are ham, spam"),
@@ -135,6 +136,26 @@ DATA, VARIANTS = MINIMAL + "[data]\n", MINIMAL.replace("[prompt]", "[variants]\n
         (MINIMAL + "[splits]\ntest = 0\n", "splits.test: 0 is below 1"),
         (MINIMAL + "[splits]\ncalibration = 2.5\n", "splits.calibration: 2.5 is not a whole number"),
         (MINIMAL + "[splits]\nshuffle = 1\n", "splits.shuffle: 1 is not true or false"),
+        (MINIMAL + '[splits]\ntoo_long = "cut"\n', "splits.too_long: 'cut' is unknown; use error or skip"),
+        (MINIMAL + '[answer]\nchoose = "any"\n', "answer.choose: 'any' is unknown; use labels or free"),
+        (
+            MINIMAL + '[answer]\nchoose = "labels"\nposition = "last"\n',
+            'answer.position: belongs to choose = "free"; remove it',
+        ),
+        (
+            MINIMAL + '[answer]\nchoose = "labels"\nmax_new_tokens = 1\n',
+            'answer.max_new_tokens: belongs to choose = "free"; '
+            "remove it: generation ends with the label, and a request may ask for more",
+        ),
+        (MINIMAL + 'chat = "yes"\n', "prompt.chat: 'yes' is unknown; use true, false, or \"auto\""),
+        (MINIMAL + "chat = 1\n", "prompt.chat: 1 is unknown"),
+        (MINIMAL + 'system = "Be brief."\n', "prompt.system: belongs to a chat; add chat = true"),
+        (MINIMAL + 'chat = false\nsystem = "Be brief."\n', "prompt.system: belongs to a chat"),
+        (MINIMAL + 'chat = true\nsystem = " "\n', "prompt.system: missing or blank"),
+        (MINIMAL + "chat = true\nsystem = 3\n", "prompt.system: 3 is not a string"),
+        (MINIMAL + "examples = -1\n", "prompt.examples: -1 is below 0"),
+        (MINIMAL + "examples = 2.5\n", "prompt.examples: 2.5 is not a whole number"),
+        (MINIMAL + "shots = 2\n", "prompt.shots: unknown key; known are template, chat, system, examples"),
     ],
 )
 def test_a_malformed_file_is_refused_in_one_line(write, content, says):
@@ -145,6 +166,39 @@ def test_a_malformed_file_is_refused_in_one_line(write, content, says):
     assert message.startswith(f"{file}: ")
     assert says in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(("written", "chat"), [("true", True), ("false", False), ('"auto"', None)])
+def test_a_chat_is_asked_for_forbidden_or_left_to_the_model(write, written, chat):
+    assert load_task(write(MINIMAL + f"chat = {written}\n")).chat is chat
+    if chat is not False:
+        task = load_task(write(MINIMAL + f'chat = {written}\nsystem = "Be brief."\nexamples = 4\n'))
+        assert (task.system, task.examples) == ("Be brief.", 4)
+
+
+@pytest.mark.parametrize("given", ['position = "last"', "max_new_tokens = 1", 'max_new_tokens = 8\nposition = "exact"'])
+def test_a_file_of_before_keeps_its_free_answer_and_is_told_so(write, given):
+    task = load_task(write(MINIMAL + f"[answer]\n{given}\n"))
+    assert task.choose == "free"
+    (note,) = task.notes
+    assert note.startswith("answer: free, because ")
+    assert 'say choose = "free"' in note
+    assert "\n" not in note
+    assert load_task(write(MINIMAL + f'[answer]\nchoose = "free"\n{given}\n')).notes == ()
+    said = load_task(write(MINIMAL + '[answer]\nchoose = "free"\n'))
+    assert (said.choose, said.position, said.max_new_tokens, said.notes) == ("free", "last", 1, ())
+
+
+def test_labels_may_be_whole_numbers(write):
+    task = load_task(
+        write(MINIMAL.replace('["ham", "spam"]', "[0, 1]").replace("[prompt]", '[variants]\n1 = ["one"]\n[prompt]'))
+    )
+    assert task.labels == ("0", "1")
+    assert task.variants == (("0", " 0"), ("one",))
+
+
+def test_a_byte_order_mark_is_no_content(write):
+    assert load_task(write(b"\xef\xbb\xbf" + MINIMAL.encode())).name == "mine"
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -161,7 +215,7 @@ def test_builtin_tasks_load_and_carry_their_file_name():
     spam = load_task("sms_spam")
     assert spam.labels == ("ham", "spam")
     assert spam.data == DataSource("label", hub="ucirvine/sms_spam", split="train", fields={"text": "sms"})
-    assert spam.splits == SplitSizes(3000, 250, 250)
+    assert spam.splits == SplitSizes(3000, 250, 250, shuffle=False)
 
 
 @pytest.mark.parametrize("name", ["nope", "", ".", "..", "sms spam"])

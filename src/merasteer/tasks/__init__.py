@@ -1,24 +1,34 @@
-"""Closed-label jobs: loading a task file, rendering prompts, resolving labels, reading and splitting rows."""
+"""Closed-label jobs: loading a task file, making prompts, resolving labels, reading, splitting and checking rows."""
 
 from __future__ import annotations
 
-from merasteer.tasks.labels import Tokenizer, resolve
+from merasteer.tasks.chat import Tokenizer
+from merasteer.tasks.drawing import draw_examples
+from merasteer.tasks.labels import resolve
 from merasteer.tasks.loading import builtin_names, load_task
+from merasteer.tasks.prompting import Prompter, demonstrations
 from merasteer.tasks.prompts import fields_of, matches, render
+from merasteer.tasks.reading import content_digest, read_examples
 from merasteer.tasks.rows import Row, read_rows
-from merasteer.tasks.splits import check_disjoint, content_digest, make_splits
+from merasteer.tasks.splits import check_disjoint, make_splits, split, unevenness
 
 __all__ = [
+    "Prompter",
     "Row",
     "Tokenizer",
     "builtin_names",
     "check_disjoint",
     "content_digest",
+    "demonstrations",
+    "draw_examples",
     "fields_of",
     "load_task",
     "make_splits",
     "matches",
+    "read_examples",
     "read_rows",
     "render",
     "resolve",
+    "split",
+    "unevenness",
 ]

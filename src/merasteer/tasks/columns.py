@@ -73,16 +73,18 @@ def _column(name: str, source: DataSource, row: Row) -> str:
 
 
 def _index(value: Any, labels: tuple[str, ...], numbered: bool) -> int | None:
-    """The label that `value` is: the very string, or the only one equal but for case and outer white space, or a number."""
-    if isinstance(value, str):
-        if value in labels:
-            return labels.index(value)
+    """The label that `value` is: the very string, or the only one equal but for case and outer white space, or a number.
+
+    A number or a truth value that is written like a label is that label (1 is "1", true is "True").
+    """
+    if isinstance(value, str | int):
+        if str(value) in labels:
+            return labels.index(str(value))
         same = [index for index, label in enumerate(labels) if _plain(label) == _plain(value)]
         if len(same) == 1:
             return same[0]
-        value = next(
-            (index for index in range(len(labels)) if value == str(index)), None
-        )  # a CSV's numbers are strings
+    if isinstance(value, str):  # a CSV's numbers are strings
+        value = next((index for index in range(len(labels)) if value == str(index)), None)
     if not numbered or type(value) is not int:
         return None
     return value if 0 <= value < len(labels) else None

@@ -58,7 +58,7 @@ def _find(name: str, search: Sequence[Path]) -> Path:
 
 def _read(file: Path) -> Task:
     try:
-        raw = tomllib.loads(file.read_bytes().decode())
+        raw = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise BadTask(f"{file}: cannot be read ({error.strerror}); give the path of a task file") from error
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors

@@ -9,7 +9,7 @@ from typing import Any
 
 from merasteer.errors import InvalidInput, UnknownField
 
-__all__ = ["CHOICES", "fields_of", "matches", "render"]
+__all__ = ["CHOICES", "fields_of", "in_order", "literals_of", "matches", "render"]
 
 CHOICES = "choices"
 
@@ -44,10 +44,27 @@ def render(template: str, fields: Mapping[str, Any]) -> str:
 def matches(template: str, text: str) -> bool:
     """Whether `text` could be a rendering: the template's literal parts in order, the first and last at the very ends.
 
+    >>> matches("Is {text} spam?", "Is it spam?")
+    True
+    """
+    return in_order(literals_of(template), text)
+
+
+def literals_of(template: str) -> tuple[str, ...]:
+    """The literal parts around the fields, one more than there are fields. Raises InvalidInput as `fields_of` does.
+
+    >>> literals_of("Is {text} {{spam}}?")
+    ('Is ', ' {spam}?')
+    """
+    return _split(template)[0]
+
+
+def in_order(literals: tuple[str, ...], text: str) -> bool:
+    """Whether `text` holds the parts in order with anything between them, the first and last at the very ends.
+
     Taking the leftmost occurrence of each part leaves the most room for the rest, so no backtracking is needed.
     """
-    literals, names = _split(template)
-    if not names:
+    if len(literals) == 1:
         return text == literals[0]
     at, end = len(literals[0]), len(text) - len(literals[-1])
     if at > end or not text.startswith(literals[0]) or not text.endswith(literals[-1]):

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from merasteer.errors import InvalidInput
+from merasteer.tasks.answer import ANSWER_KEYS, answer
 from merasteer.tasks.prompts import fields_of
 from merasteer.tasks.source import SOURCE_KEYS, source
 from merasteer.tasks.table import Table, shown
-from merasteer.types import ANSWER_POSITIONS, AnswerPosition, SplitSizes, Task
+from merasteer.types import TOO_LONG, SplitSizes, Task
 
 __all__ = ["SAFE_NAME", "default_variants", "parse"]
 
 # A task's name is a folder of the store and a file of the search folders.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
-_DEFAULT_MAX_NEW_TOKENS: dict[str, int] = {"last": 1, "exact": 8}
 
 
 def parse(file: Path, raw: Mapping[str, Any]) -> Task:
@@ -28,12 +28,27 @@ def parse(file: Path, raw: Mapping[str, Any]) -> Task:
         top.fail(
             "name", f"{shown(name)} is no folder name; use up to 100 letters, digits, '.', '_', '-', no leading dot"
         )
-    labels = top.strings("labels", 2, 'name the classes, as in labels = ["ham", "spam"]')
+    labels = top.strings("labels", 2, 'name the classes, as in labels = ["ham", "spam"]', numbers=True)
     variants = _variants(top, labels)
-    template = _template(top.table("prompt", ("template",)))
-    position, max_new_tokens = _answer(top.table("answer", ("position", "max_new_tokens")))
-    data = source(top.table("data", SOURCE_KEYS), template) if "data" in raw else None
-    return Task(name, labels, variants, template, position, max_new_tokens, data, _splits(top))
+    prompt = top.table("prompt", ("template", "chat", "system", "examples"))
+    template = _template(prompt)
+    chat = _chat(prompt)
+    how = answer(top.table("answer", ANSWER_KEYS))
+    return Task(
+        name=name,
+        labels=labels,
+        variants=variants,
+        template=template,
+        choose=how.choose,
+        position=how.position,
+        max_new_tokens=how.max_new_tokens,
+        chat=chat,
+        system=_system(prompt, chat),
+        examples=prompt.integer("examples", 0, 0),
+        data=source(top.table("data", SOURCE_KEYS), template) if "data" in raw else None,
+        splits=_splits(top),
+        notes=how.notes,
+    )
 
 
 def default_variants(label: str) -> tuple[str, ...]:
@@ -75,21 +90,36 @@ def _template(prompt: Table) -> str:
     return template
 
 
-def _answer(answer: Table) -> tuple[AnswerPosition, int]:
-    position = answer.get("position", str)
-    if position is None:
-        position = "last"
-    if position not in ANSWER_POSITIONS:
-        answer.fail("position", f"{shown(position)} is unknown; use {' or '.join(ANSWER_POSITIONS)}")
-    return position, answer.integer("max_new_tokens", _DEFAULT_MAX_NEW_TOKENS[position], 1)
+def _chat(prompt: Table) -> bool | None:
+    """None is "auto"."""
+    chat = prompt.values.get("chat", False)
+    if chat == "auto":
+        return None
+    if type(chat) is not bool:
+        prompt.fail(
+            "chat", f'{shown(chat)} is unknown; use true, false, or "auto" (where the tokenizer has a template)'
+        )
+    return chat
+
+
+def _system(prompt: Table, chat: bool | None) -> str | None:
+    if "system" not in prompt.values:
+        return None
+    system = prompt.text("system", "give the system message, or remove the key")
+    if chat is False:
+        prompt.fail("system", "belongs to a chat; add chat = true, or write the text into the template")
+    return system
 
 
 def _splits(top: Table) -> SplitSizes:
-    table, default = top.table("splits", ("train", "calibration", "test", "shuffle", "seed")), SplitSizes()
+    keys, default = ("train", "calibration", "test", "shuffle", "seed", "too_long"), SplitSizes()
+    table = top.table("splits", keys)
+    shuffle = table.get("shuffle", bool)
     return SplitSizes(
         train=table.integer("train", default.train, 1),
         calibration=table.integer("calibration", default.calibration, 1),
         test=table.integer("test", default.test, 1),
-        shuffle=bool(table.get("shuffle", bool)),
+        shuffle=default.shuffle if shuffle is None else shuffle,
         seed=table.integer("seed", default.seed, 0),
+        too_long=table.choice("too_long", TOO_LONG) or default.too_long,
     )

@@ -12,6 +12,7 @@ from merasteer.errors import BadTask
 __all__ = ["Table", "shown"]
 
 T = TypeVar("T")
+C = TypeVar("C", bound=str)
 
 _KINDS = {str: "a string", int: "a whole number", bool: "true or false", list: "an array", dict: "a table"}
 _REPR = Repr()
@@ -65,9 +66,17 @@ class Table:
             self.fail(key, f"{shown(value)} is below {least}; give {least} or more")
         return value
 
-    def strings(self, key: str, least: int, remedy: str) -> tuple[str, ...]:
-        """At least `least` distinct strings, none of them blank."""
-        values = self.get(key, list) or []
+    def choice(self, key: str, known: tuple[C, ...]) -> C | None:
+        """One of the words in `known`, None when absent."""
+        value = self.get(key, str)
+        word = next((word for word in known if word == value), None)
+        if value is not None and word is None:
+            self.fail(key, f"{shown(value)} is unknown; use {' or '.join(known)}")
+        return word
+
+    def strings(self, key: str, least: int, remedy: str, *, numbers: bool = False) -> tuple[str, ...]:
+        """At least `least` distinct strings, none of them blank. numbers: a whole number counts as it is written."""
+        values = [str(one) if numbers and type(one) is int else one for one in self.get(key, list) or []]
         for value in values:
             if type(value) is not str or not value.strip():
                 self.fail(key, f"{shown(value)} is not a string with text; {remedy}")
