@@ -29,7 +29,7 @@ from merasteer.demo import model_dir, tasks_dir
 from merasteer.engine import LoadedModel, load_model
 from merasteer.pipeline import Bars
 from merasteer.pipeline.batch import Prompts, answers, running
-from merasteer.tasks import load_task, make_splits, resolve
+from merasteer.tasks import Prompter, load_task, make_splits, resolve
 from merasteer.types import HookPoint, Policy, ServedTask, SteeringVectors
 
 POINTS: tuple[HookPoint, ...] = ("residual", "mlp_input")
@@ -62,7 +62,7 @@ def random_case(size: str, prompts: int, length: int) -> tuple[LoadedModel, Prom
     loaded = make_model(size)
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(3, loaded.vocab, (prompts, length), generator=generator).tolist()
-    task = ServedTask("random", ("one", "two"), ((1,), (2,)), "{text}", "last", 1)
+    task = ServedTask("random", ("one", "two"), (((1,),), ((2,),)), "{text}")
     return loaded, Prompts(task, tuple(tuple(row) for row in tokens))
 
 
@@ -70,7 +70,7 @@ def demo_case(prompts: int) -> tuple[LoadedModel, Prompts]:
     loaded = load_model(model_dir(), device="cpu")
     task = load_task("demo_spam", search=[tasks_dir()])
     items = make_splits(task).train[:prompts]
-    return loaded, Prompts.of(resolve(task, loaded.tokenizer), items, loaded.tokenizer)
+    return loaded, Prompts.of(Prompter(resolve(task, loaded.tokenizer), loaded.tokenizer), items)
 
 
 def measure(loaded: LoadedModel, prompts: Prompts, alphas: int, loop: int, rng: random.Random) -> Round:
@@ -102,7 +102,7 @@ def measure(loaded: LoadedModel, prompts: Prompts, alphas: int, loop: int, rng: 
         said += looped(halves[1])
 
     where = [i for half in halves for i in half]
-    labels = {token: index for index, ids in enumerate(prompts.task.variants) for token in ids}
+    labels = {token: index for index, ids in enumerate(prompts.task.variants) for (token, *_) in ids}
     pairs = [(labels[tokens[0]], int(label[i])) for i, tokens in zip(where, said, strict=True) if tokens[0] in labels]
     same = sum(one == other for one, other in pairs) / len(pairs) if pairs else None
     useful = sum(len(requests[i].prompt) + len(tokens) for i, tokens in zip(where, said, strict=True))

@@ -26,6 +26,7 @@ from mera_server.runtime import Runtime
 from mera_server.schemas import GenerateBody
 from mera_server.tracing import note
 from merasteer.errors import Cancelled, InvalidInput, MeraError, PromptTooLong
+from merasteer.tasks import Prompter
 from merasteer.types import GeneratedToken, Generation, GenerationRequest
 
 __all__ = [
@@ -125,9 +126,11 @@ def engine_request(planned: Plan, prompt: tuple[int, ...]) -> GenerationRequest:
         policy=planned.policy,
         sampling=planned.sampling,
         stop=planned.stop,
-        variants=task.variants if task is not None else None,
+        choice=None if task is None else task.choice,
+        variants=None if task is None else task.answer_tokens,
         position=task.position if task is not None else "last",
         label_bias=planned.label_bias,
+        acts=task.max_new_tokens if task is not None and task.choose == "free" else None,
         logprobs=planned.tokens,
         trace=planned.trace and planned.policy is not None,
     )
@@ -135,13 +138,13 @@ def engine_request(planned: Plan, prompt: tuple[int, ...]) -> GenerationRequest:
 
 async def encode(serving: Serving, plans: Sequence[Plan]) -> list[tuple[int, ...]]:
     """The tokens of each plan's prompt; equal prompts are encoded once."""
-    texts = dict.fromkeys(planned.prompt for planned in plans)
+    texts = {(planned.prompt, planned.prompter) for planned in plans}
 
-    def tokens() -> dict[str, tuple[int, ...]]:
-        return {text: serving.engine.encode(text) for text in texts}
+    def tokens() -> dict[tuple[str, Prompter | None], tuple[int, ...]]:
+        return {(text, by): (serving.engine if by is None else by).encode(text) for text, by in texts}
 
-    found = tokens() if sum(map(len, texts)) <= _SHORT else await asyncio.to_thread(tokens)
-    return [found[planned.prompt] for planned in plans]
+    found = tokens() if sum(len(text) for text, _ in texts) <= _SHORT else await asyncio.to_thread(tokens)
+    return [found[planned.prompt, planned.prompter] for planned in plans]
 
 
 def submit(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from mera_server.replies import TaskReply, TasksReply
 from merasteer.errors import MeraError, UnknownTask, Unsupported
 from merasteer.store import Entry, certificate_of, resolve_prefix
+from merasteer.tasks import Prompter
 from merasteer.types import Artifact, Method, Positions, ServedTask
 
 __all__ = ["Catalog", "Certificate", "Probe", "probe_of"]
@@ -87,6 +88,15 @@ class Catalog:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     latest: Mapping[str, Probe] = field(default_factory=dict)
     entries: Sequence[Entry] = ()
+    tokenizer: Any = None
+    _prompters: dict[ServedTask, Prompter] = field(default_factory=dict, repr=False, compare=False)
+
+    def prompter(self, task: ServedTask) -> Prompter:
+        """What makes the prompts of a task; each is made once."""
+        found = self._prompters.get(task)
+        if found is None:
+            found = self._prompters[task] = Prompter(task, self.tokenizer)
+        return found
 
     @property
     def names(self) -> str:

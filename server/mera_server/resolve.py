@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mera_server.catalog import Catalog, Probe
 from mera_server.replies import Reason
 from mera_server.schemas import DEFAULT_MAX_NEW_TOKENS, GenerateBody, Parameters, Steering
 from merasteer.errors import AlphaRequired, EmptyInputs, InvalidInput, UnknownField
-from merasteer.tasks import fields_of, matches, render
+from merasteer.tasks import Prompter, fields_of
 from merasteer.types import Decision, Method, Policy, Positions, Sampling, ServedTask
 
 __all__ = ["Limits", "Plan", "plan"]
@@ -50,13 +50,14 @@ class Plan:
     """What one request comes to.
 
     decision: fixed beforehand (off, abstained), or None where the moved cells, and the bias if there is one, will decide.
+    max_new_tokens: None ends with the label. prompter: what makes the task's prompts.
     tokens: the logprob of every token is wanted. brief: `details` is none.
     label_bias: added where the answer is chosen. overridden: the parts of the artifact's choice that the request replaces.
     why: what keeps the certificate from covering this request, empty when it does.
     """
 
     prompt: str
-    max_new_tokens: int
+    max_new_tokens: int | None
     sampling: Sampling
     stop: tuple[str, ...] = ()
     tokens: bool = False
@@ -65,6 +66,7 @@ class Plan:
     full_text: bool = False
     method: Method = "none"
     task: ServedTask | None = None
+    prompter: Prompter | None = field(default=None, compare=False, repr=False)
     probe: Probe | None = None
     policy: Policy | None = None
     label_bias: tuple[float, ...] | None = None
@@ -80,12 +82,13 @@ def plan(body: GenerateBody, catalog: Catalog, limits: Limits) -> Plan:
     steering = body.steering or Steering()
     _check_supported(body, steering)
     task, probe = _task_and_probe(steering, catalog, limits.default_task)
-    unsteered = _unsteered(body, task, limits)
-    if task is None:
+    prompter = None if task is None else catalog.prompter(task)
+    unsteered = _unsteered(body, prompter, limits)
+    if task is None or prompter is None:
         return unsteered
     method = steering.method or (probe.method if probe is not None else "mera")
     planned = _steered(replace(unsteered, method=method, task=task, probe=probe), steering, catalog, limits)
-    rendered = not isinstance(body.inputs, str) or matches(task.template, body.inputs)
+    rendered = not isinstance(body.inputs, str) or prompter.matches(body.inputs)
     return replace(planned, why=_why(planned, probe, rendered, limits) if probe is not None else ())
 
 
@@ -123,17 +126,20 @@ def _task_and_probe(
     return None, None
 
 
-def _unsteered(body: GenerateBody, task: ServedTask | None, limits: Limits) -> Plan:
+def _unsteered(body: GenerateBody, prompter: Prompter | None, limits: Limits) -> Plan:
     """The part of the plan that has nothing to do with steering."""
     parameters = body.parameters or Parameters()
-    budget = parameters.max_new_tokens or (DEFAULT_MAX_NEW_TOKENS if task is None else task.max_new_tokens)
-    if budget > limits.max_new_tokens:
+    budget = parameters.max_new_tokens
+    if budget is None:
+        budget = DEFAULT_MAX_NEW_TOKENS if prompter is None else _own_budget(prompter.task)
+    if budget is not None and budget > limits.max_new_tokens:
         raise InvalidInput(
             f"parameters.max_new_tokens: above the limit of this server; give at most {limits.max_new_tokens}"
         )
     seed = parameters.seed if parameters.seed is not None else secrets.randbits(53)
     return Plan(
-        prompt=_prompt(body.inputs, task),
+        prompt=_prompt(body.inputs, prompter),
+        prompter=prompter,
         max_new_tokens=budget,
         sampling=Sampling(parameters.temperature or None, parameters.top_k, parameters.top_p, seed),
         stop=tuple(parameters.stop or ()),
@@ -144,18 +150,23 @@ def _unsteered(body: GenerateBody, task: ServedTask | None, limits: Limits) -> P
     )
 
 
-def _prompt(inputs: str | Mapping[str, Any], task: ServedTask | None) -> str:
+def _own_budget(task: ServedTask) -> int | None:
+    """What a task ends with: its label, or so many tokens."""
+    return None if task.choose == "labels" else task.max_new_tokens
+
+
+def _prompt(inputs: str | Mapping[str, Any], prompter: Prompter | None) -> str:
     if isinstance(inputs, str):
         return inputs
-    if task is None:
+    if prompter is None:
         raise InvalidInput(
             "inputs: an object is rendered by a task's template; name the task in steering.task, or send a string"
         )
-    known = fields_of(task.template)
+    known = fields_of(prompter.task.template)
     if not set(inputs) <= set(known):
         raise UnknownField(f"inputs: has a field that the task's template lacks; give {', '.join(known)}")
     try:
-        return render(task.template, inputs)
+        return prompter.text(inputs)
     except InvalidInput as error:
         raise type(error)(f"inputs: {error}") from None
 
@@ -213,7 +224,11 @@ def _layers(steering: Steering, probe: Probe | None, catalog: Catalog) -> tuple[
 
 def _why(planned: Plan, probe: Probe, rendered: bool, limits: Limits) -> tuple[str, ...]:
     """Everything that keeps the certificate from covering this request."""
-    budget, searched = probe.task.max_new_tokens, probe.task.position == "exact"  # searched: the label may come late
+    task = probe.task
+    budget, searched = (
+        task.max_new_tokens,
+        task.choose == "free" and task.position == "exact",
+    )  # the label may come late
     reasons = {
         "the artifact is not certified": not probe.certified,
         f"the artifact was calibrated under {probe.mismatch}": probe.mismatch is not None,

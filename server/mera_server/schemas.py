@@ -85,7 +85,9 @@ Inputs = Annotated[str | dict[str, JsonValue], AfterValidator(_finite)]
 class Parameters(Strict):
     """The parameters of text-generation-inference. The last twelve are accepted at their neutral value only."""
 
-    max_new_tokens: Annotated[int | None, Field(ge=1, description="a positive integer")] = DEFAULT_MAX_NEW_TOKENS
+    max_new_tokens: Annotated[
+        int | None, Field(ge=1, description="a positive integer; null ends with the task's label")
+    ] = None
     temperature: Annotated[
         float | None, Field(ge=0, le=100, description="a number from 0 to 100, 0 or null for greedy")
     ] = None

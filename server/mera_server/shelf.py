@@ -81,7 +81,8 @@ class Shelf:
             log.warning("%s artifact %s %s", method or "the", digest[:12], reason)
         tasks = {**self._tasks, **{probe.task.name: probe.task for probe in probes.values()}}
         shown = [_with_reason(entry, refused) for entry in entries]
-        return Catalog(self._engine.loaded.layers, tasks, probes, latest, shown)
+        loaded = self._engine.loaded
+        return Catalog(loaded.layers, tasks, probes, latest, shown, loaded.tokenizer)
 
     def changed(self) -> bool:
         """Whether the stores differ from what was read, or room was found for what had none."""

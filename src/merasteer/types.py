@@ -166,6 +166,18 @@ class ServedTask:
     examples: tuple[tuple[str, str], ...] = ()
     end: int | None = None
 
+    @property
+    def choice(self) -> LabelChoice | None:
+        """What the engine chooses among; None for a free answer."""
+        return LabelChoice(self.variants, self.end) if self.choose == "labels" else None
+
+    @property
+    def answer_tokens(self) -> tuple[tuple[int, ...], ...] | None:
+        """The tokens by which a free answer is known, per label; None where the answer is chosen among labels."""
+        if self.choose == "labels":
+            return None
+        return tuple(tuple(tokens[0] for tokens in spellings) for spellings in self.variants)
+
 
 @dataclass(frozen=True)
 class Example:

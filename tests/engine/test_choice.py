@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from merasteer.engine import Engine, EngineConfig
-from merasteer.engine.choice import branches
+from merasteer.engine.choice import points
 from merasteer.errors import InvalidInput, PromptTooLong
 from merasteer.types import GenerationRequest, LabelChoice, Policy, Sampling
 
@@ -183,9 +183,9 @@ def test_log_probabilities_of_a_label_are_the_models_own(llama, prompts):
 
 
 def test_branching_points_stand_where_spellings_part():
-    assert branches(SINGLE) == ()
-    assert branches(FUNNEL) == ((3,),)
-    assert branches(SHARED) == ((7,), (9,), (7, 8))
+    assert points(SINGLE) == ()
+    assert points(FUNNEL) == ((3,),)
+    assert points(SHARED) == ((7,), (9,), (7, 8))
 
 
 def test_cancelled_and_failed_choices_leave_nothing(llama, prompts, settled: Callable[[Engine], bool]):

@@ -16,8 +16,8 @@ from merasteer.errors import BadTask, EmptyInputs, InvalidInput, NoChatTemplate,
 from merasteer.types import ServedTask
 
 BOS, TURN = 1, 2  # special tokens; the others are characters
-ONE = ServedTask("one", ("ham", "spam"), ((5,), (6,)), "Say: {text} Label:", "last", 1)
-TWO = ServedTask("two", ("ham", "spam"), ((5,), (6,)), "{desk}: {text} Label:", "last", 1)
+ONE = ServedTask("one", ("ham", "spam"), (((5,),), ((6,),)), "Say: {text} Label:")
+TWO = ServedTask("two", ("ham", "spam"), (((5,),), ((6,),)), "{desk}: {text} Label:")
 
 
 class Tokenizer:

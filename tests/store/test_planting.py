@@ -7,7 +7,7 @@ import torch
 from merasteer.store import ModelIdentity, latest, load, plant, scan, summary
 from merasteer.types import ServedTask
 
-TASK = ServedTask("spam", ("ham", "spam"), ((3, 4), (5,)), "{text}", "last", 1)
+TASK = ServedTask("spam", ("ham", "spam"), (((3,), (4,)), ((5,),)), "{text}")
 
 
 def test_readouts_have_unit_length_at_every_layer(tmp_path: Path, identity: ModelIdentity) -> None:

@@ -88,33 +88,39 @@ def _plan(
     room: int,
 ) -> Plan:
     budget, (named, alternatives) = body.budget[1], body.alternatives
-    planned = plan(
-        GenerateBody(
-            inputs=prompt.text,
-            parameters=Parameters(
-                max_new_tokens=budget,
-                temperature=body.temperature,
-                top_p=body.top_p,
-                top_k=body.top_k,
-                stop=list(body.stops),
-                seed=body.seed,
-                details=alternatives is not None,
-            ),
-            steering=_steering(body.steering, task),
-            details=body.details,
-        ),
-        catalog,
-        limits,
-    )
-    if alternatives and not (planned.sampling.greedy and planned.label_bias is None):
+    steering = _steering(body.steering, task)
+    planned = _planned(body, prompt.text, steering, catalog, limits)
+    if planned.task is not None and planned.task.chat and prompt.full != prompt.text:
+        planned = _planned(body, prompt.full, steering, catalog, limits)
+    chosen = planned.label_bias is not None or (planned.task is not None and planned.task.choose == "labels")
+    if alternatives and (chosen or not planned.sampling.greedy):
         raise Unsupported(
-            f"{named}: beside the chosen tokens the likeliest are not known, unless decoding is greedy without a label bias; give 0"
+            f"{named}: beside the chosen tokens the likeliest are not known, unless decoding is greedy without labels; give 0"
         )
     if budget is None and planned.task is None and isinstance(body, ChatBody):
         planned = replace(planned, max_new_tokens=max(1, min(limits.max_new_tokens, room - len(prompt.tokens))))
-    if not prompt.plain and planned.probe is not None:
+    own = planned.prompter if planned.probe is not None else None
+    if own is not None and own.encode(planned.prompt) != prompt.tokens:
         planned = replace(planned, why=(*planned.why, "the prompt's tokens are not those that its text gives"))
     return planned
+
+
+def _planned(
+    body: CompletionBody | ChatBody, text: str, steering: Steering | None, catalog: Catalog, limits: Limits
+) -> Plan:
+    """The plan that `POST /generate` makes of this text."""
+    parameters = Parameters(
+        max_new_tokens=body.budget[1],
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        stop=list(body.stops),
+        seed=body.seed,
+        details=body.alternatives[1] is not None,
+    )
+    return plan(
+        GenerateBody(inputs=text, parameters=parameters, steering=steering, details=body.details), catalog, limits
+    )
 
 
 def _steering(given: Steering | None, task: ServedTask | None) -> Steering | None:

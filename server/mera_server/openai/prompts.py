@@ -3,7 +3,8 @@
 A chat becomes a prompt in one of two ways.
 
 - The model's name carries a task, and the chat is one user message: the task's own prompt, the one that was certified. A message
-  that is a rendering of the task's template is taken as it is; else, where the template has a single field, it stands for that field.
+  that is a rendering of the task's template is taken as such; else, where the template has a single field, it stands for that field.
+  `inputs` gives the fields by name.
 - Everything else goes through the chat template of the model's tokenizer, up to where the assistant begins to speak.
 """
 
@@ -12,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mera_server.openai.schemas import Message
+from mera_server.openai.schemas import ChatBody
 from merasteer.engine import Engine
 from merasteer.errors import EmptyInputs, InvalidInput, NoChatTemplate
-from merasteer.tasks import fields_of, matches, render
+from merasteer.tasks import Prompter, fields_of, matches
 from merasteer.tasks.prompts import CHOICES
-from merasteer.types import ServedTask
 
 __all__ = ["Prompt", "chat_prompt", "prompts_of"]
 
@@ -26,14 +26,14 @@ __all__ = ["Prompt", "chat_prompt", "prompts_of"]
 class Prompt:
     """One prompt as the engine takes it.
 
-    field: what the request calls it. text: what a task's template is compared with, and what `echo` repeats. plain: whether `tokens`
-    are those that the text alone gives, as a task's prompts are made.
+    field: what the request calls it. text: what a plain task's template is compared with, and what `echo` repeats. full: the text with
+    its special tokens, as a chat task's prompts are written.
     """
 
     field: str
     text: str
     tokens: tuple[int, ...]
-    plain: bool = True
+    full: str
 
 
 def prompts_of(given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], engine: Engine) -> list[Prompt]:
@@ -48,22 +48,22 @@ def prompts_of(given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[in
     ]
 
 
-def chat_prompt(messages: Sequence[Message], task: ServedTask | None, engine: Engine) -> Prompt:
-    """The prompt of a chat; `task` is the one that the model's name carries.
+def chat_prompt(body: ChatBody, prompter: Prompter | None, engine: Engine) -> Prompt:
+    """The prompt of a chat; `prompter` is that of the task that the model's name carries.
 
     Raises NoChatTemplate where one is needed and the tokenizer has none, EmptyInputs, and InvalidInput where the template refuses.
     """
-    if not any(message.text for message in messages):
+    if body.inputs is None and not any(message.text for message in body.messages):
         raise EmptyInputs("messages: all are empty; give one some text")
-    own = _task_prompt(messages, task)
-    if own is not None:
-        return _of_text("messages", own, engine)
+    own = _task_prompt(body, prompter)
+    if own is not None and prompter is not None:
+        return Prompt("messages", own, prompter.encode(own), own)
     tokenizer = engine.loaded.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         raise NoChatTemplate(
             "messages: this model has no chat template to make a prompt of them; send the prompt to POST /v1/completions"
         )
-    chat = [{"role": _role(message.role), "content": message.text} for message in messages]
+    chat = [{"role": _role(message.role), "content": message.text} for message in body.messages]
     try:
         tokens = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     except Exception:  # noqa: BLE001 - the template is the model's: whatever it raises is about these messages, and may hold them
@@ -78,22 +78,31 @@ def _role(role: str) -> str:
     return "system" if role == "developer" else role  # its newer name, which templates do not know
 
 
-def _task_prompt(messages: Sequence[Message], task: ServedTask | None) -> str | None:
+def _task_prompt(body: ChatBody, prompter: Prompter | None) -> str | None:
     """The task's own prompt of this chat; None where there is none."""
-    if task is None or len(messages) != 1 or messages[0].role != "user":
+    if body.inputs is not None:
+        if prompter is None:
+            raise InvalidInput("inputs: given, but the model's name carries no task; name it as <model>:<task>")
+        try:
+            return prompter.text(body.inputs)
+        except InvalidInput as error:
+            raise type(error)(f"inputs: {error}") from None
+    messages = body.messages
+    if prompter is None or len(messages) != 1 or messages[0].role != "user":
         return None
-    text, fields = messages[0].text, fields_of(task.template)
-    if matches(task.template, text):
-        return text
+    template, text = prompter.task.template, messages[0].text
+    fields = fields_of(template)
+    if matches(template, text):
+        return prompter.wrap(text)
     if len(fields) != 1 or fields[0] == CHOICES:
         return None
-    return render(task.template, {fields[0]: text})
+    return prompter.text({fields[0]: text})
 
 
 def _of_text(field: str, text: str, engine: Engine) -> Prompt:
     if not text:
         raise EmptyInputs(f"{field}: empty; give a prompt")
-    return Prompt(field, text, engine.encode(text))
+    return Prompt(field, text, engine.encode(text), text)
 
 
 def _of_tokens(field: str, tokens: Sequence[int], engine: Engine) -> Prompt:
@@ -101,7 +110,6 @@ def _of_tokens(field: str, tokens: Sequence[int], engine: Engine) -> Prompt:
     if not all(0 <= token < engine.loaded.vocab for token in tokens):
         raise InvalidInput(f"{field}: a token id is outside the vocabulary of {engine.loaded.vocab}; give smaller ids")
     ids = tuple(tokens)
+    full = engine.decode(ids)
     text = str(engine.loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    if text and engine.encode(text) == ids:
-        return Prompt(field, text, ids)
-    return Prompt(field, engine.decode(ids), ids, plain=False)
+    return Prompt(field, text if text and engine.encode(text) == ids else full, ids, full)

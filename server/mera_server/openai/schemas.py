@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, JsonValue, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from mera_server.schemas import MAX_STOP_STRINGS, Steering, Strict, _only
+from mera_server.schemas import MAX_STOP_STRINGS, Steering, Strict, _finite, _only
 
 __all__ = ["MAX_CHOICES", "ChatBody", "CompletionBody", "Message", "OpenAIBody", "StreamOptions", "TextPart"]
 
@@ -149,6 +149,13 @@ class ChatBody(OpenAIBody):
         int | None,
         Field(ge=0, description="0 or null, or 1 where decoding is greedy; with logprobs only"),
         *ALTERNATIVES,
+    ] = None
+    inputs: Annotated[
+        dict[str, JsonValue] | None,
+        AfterValidator(_finite),
+        Field(
+            description="an object with the fields of the task that the model's name carries, in place of the messages' text"
+        ),
     ] = None
     metadata: Annotated[dict[str, str] | None, Field(description="an object of strings, which changes nothing")] = None
     safety_identifier: Annotated[str | None, Field(description="a string, which changes nothing")] = None

@@ -107,6 +107,6 @@ def _asks(runtime: Runtime, serving: Serving, body: CompletionBody | ChatBody) -
     prompts = (
         prompts_of(body.prompt, engine)
         if isinstance(body, CompletionBody)
-        else [chat_prompt(body.messages, task, engine)]
+        else [chat_prompt(body, None if task is None else catalog.prompter(task), engine)]
     )
     return asks_of(body, prompts, task, catalog, runtime.limits, engine.max_tokens)

@@ -16,7 +16,7 @@ from merasteer.bench.cells import Measured, from_stages
 from merasteer.bench.reference import reference
 from merasteer.errors import InvalidInput
 from merasteer.pipeline import Bars, Job, Options
-from merasteer.pipeline.batch import Answers, Prompts, answers, running
+from merasteer.pipeline.batch import Answers, answers, running
 from merasteer.pipeline.collect import answers_of
 from merasteer.pipeline.fit import vectors_of
 from merasteer.pipeline.run import stages
@@ -24,7 +24,6 @@ from merasteer.pipeline.workspace import Output
 from merasteer.probes import Family
 from merasteer.probes.directions import additive_vectors, contrastive_vectors
 from merasteer.store.schema import Correction
-from merasteer.tasks import render
 from merasteer.types import Direction, Policy, SteeringVectors
 
 __all__ = ["INSTRUCTION", "METHODS", "FixedStrength", "Instruction", "Mera", "Method", "Unsteered", "chosen_methods"]
@@ -81,9 +80,8 @@ class Instruction:
 
     def measure(self, job: Job, bars: Bars) -> Measured:
         collected = stages(job, "collect", bars)["collect"]
-        texts = [INSTRUCTION + render(job.served.template, example.fields) for example in job.splits.test]
-        asked = [replace(example, prompt=text) for example, text in zip(job.splits.test, texts, strict=True)]
-        prompts = Prompts.of(job.served, asked, job.loaded.tokenizer)
+        asked = [replace(example, prompt=INSTRUCTION + example.prompt) for example in job.splits.test]
+        prompts = job.prompts(asked)
         with running(job.loaded, prompts.longest) as engine, bars.bar("prompt", len(asked)) as bar:
             return Measured(collected, answers(engine, prompts.requests(), bar))
 

@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ from torch.utils.hooks import RemovableHandle
 
 from merasteer.engine import LoadedModel
 from merasteer.engine.layers import decoder_layers, family_of, site
+from merasteer.errors import InvalidInput
 from merasteer.pipeline.batch import Prompts
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.progress import Bars
@@ -153,13 +155,25 @@ def late_score(logits: torch.Tensor, at: int | None, task: ServedTask, label: in
     """The class that is taken for the answer and the error 1 − q_y; (−1, 0) where unmatched. logits (T, V) of the whole text."""
     if at is None:
         return -1, 0.0
-    q = class_probabilities(class_scores(logits[at], task.variants))
+    q = class_probabilities(class_scores(logits[at], first_tokens(task)))
     return int(q.argmax()), 1.0 - float(q[label])
+
+
+@lru_cache(maxsize=16)
+def first_tokens(task: ServedTask) -> tuple[tuple[int, ...], ...]:
+    """The tokens by which the released code knows each label. Raises InvalidInput where two labels begin alike."""
+    found = tuple(tuple(dict.fromkeys(tokens[0] for tokens in spellings)) for spellings in task.variants)
+    known = [token for tokens in found for token in tokens]
+    if len(set(known)) < len(known):
+        raise InvalidInput(
+            f"task {task.name!r}: two labels share a first token; the released code cannot tell them apart"
+        )
+    return found
 
 
 def label_of(task: ServedTask, token: int) -> int:
     """The class of an answer token, −1 where it is no variant."""
-    return next((label for label, ids in enumerate(task.variants) if token in ids), -1)
+    return next((label for label, ids in enumerate(first_tokens(task)) if token in ids), -1)
 
 
 def kept(curve: Sequence[tuple[float, float]], unsteered: float) -> float | None:

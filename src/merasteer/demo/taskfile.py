@@ -25,10 +25,6 @@ labels = [{labels}]
 [prompt]
 template = {template}
 
-[answer]
-position = "last"
-max_new_tokens = 1
-
 [data]
 path = "{rows}"
 label = "label"
@@ -37,6 +33,7 @@ label = "label"
 train = {train}
 calibration = {calibration}
 test = {test}
+shuffle = false
 """
 
 

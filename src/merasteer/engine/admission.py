@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from merasteer.engine.choice import branches
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.engine.loading import LoadedModel
 from merasteer.errors import EmptyInputs, InvalidInput, MeraError, PromptTooLong
+from merasteer.method.trie import begins_another
 from merasteer.types import MAX_LABEL_TOKENS, GenerationRequest, Tokens
 
 __all__ = ["check", "each", "end_tokens", "numbered", "point_of"]
@@ -64,7 +64,7 @@ def _check_labels(request: GenerationRequest, loaded: LoadedModel) -> int:
         )
     if len(set(known)) < len(known):
         raise InvalidInput("choice: two spellings are the same tokens; give each to one label")
-    if choice.end is None and any(path in set(known) for path in branches(choice)):
+    if choice.end is None and begins_another(known):
         raise InvalidInput(
             "choice: a spelling is the beginning of another, and no end token tells them apart; give one"
         )

@@ -291,7 +291,7 @@ class _HostCopy:
     """A step's report on its way to the host. On a CPU it is the buffer itself: it is read before the next step begins."""
 
     def __init__(self, steering: Steering) -> None:
-        wanted = {
+        wanted: dict[Any, torch.Tensor | None] = {
             "report": steering.report,
             "trace": steering.trace if steering.switches.trace else None,
             "options": steering.options if steering.switches.points else None,

@@ -19,9 +19,10 @@ import torch
 
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.engine.sampling import Draws
+from merasteer.method.trie import branches
 from merasteer.types import MAX_LABEL_TOKENS, GenerationRequest, LabelChoice, Tokens
 
-__all__ = ["ChoiceTable", "Chosen", "branches", "settled", "spelling"]
+__all__ = ["ChoiceTable", "Chosen", "points", "settled", "spelling"]
 
 _NOWHERE = 2**30  # a position that no token reaches, and that may be added to
 
@@ -90,7 +91,7 @@ class ChoiceTable:
         value = logits.gather(1, token.clamp_min(0)).masked_fill(~there, -torch.inf)
         permitted = value.masked_fill(~self.first[slots].flatten(1), -torch.inf)
         options = value - permitted.logsumexp(-1, keepdim=True)
-        spelt = (options + self.settled[slots].flatten(1)).unflatten(1, (MAX_LABELS, MAX_VARIANTS))
+        spelt = (options + self.settled[slots].flatten(1)).view(-1, MAX_LABELS, MAX_VARIANTS)
         plain, spelling = spelt.max(-1)  # (R, C)
         scores = plain + self.bias[slots]
         label = draws.pick(scores, slots, position + 1)
@@ -116,21 +117,15 @@ class ChoiceTable:
         return torch.where(inside, token, -1)
 
 
-def branches(choice: LabelChoice) -> tuple[Tokens, ...]:
-    """The points of the trie behind the first where more than one token is permitted: the tokens that lead there, short ones first."""
-    return _branches(choice.variants)
+def points(choice: LabelChoice) -> tuple[Tokens, ...]:
+    """The branching points behind the first, as the tokens that lead there, short ones first."""
+    return _points(choice.variants, choice.end)
 
 
 @lru_cache(maxsize=256)
-def _branches(variants: tuple[tuple[Tokens, ...], ...]) -> tuple[Tokens, ...]:
-    spellings = {tokens for of_label in variants for tokens in of_label}
-    paths = {tokens[:i] for tokens in spellings for i in range(1, len(tokens) + 1)}
-    return tuple(sorted((path for path in paths if len(_permitted(spellings, path)) > 1), key=lambda p: (len(p), p)))
-
-
-def _permitted(spellings: set[Tokens], path: Tokens) -> set[int | None]:
-    """The tokens that follow a path in some spelling; None where one ends there."""
-    return {s[len(path)] if len(s) > len(path) else None for s in spellings if s[: len(path)] == path}
+def _points(variants: tuple[tuple[Tokens, ...], ...], end: int | None) -> tuple[Tokens, ...]:
+    found = branches((tokens for spellings in variants for tokens in spellings), end)
+    return tuple(sorted((path for path in found if path), key=lambda path: (len(path), path)))
 
 
 def settled(choice: LabelChoice, options: dict[Tokens, Sequence[float]]) -> tuple[tuple[float, ...], ...]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from merasteer.engine.admission import check, each, end_tokens, numbered, point_of
 from merasteer.engine.batching import SteeringManager, Step
-from merasteer.engine.choice import branches, settled
+from merasteer.engine.choice import points, settled
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.loading import LoadedModel
 from merasteer.engine.packing import can_pack, packed, warm_up
@@ -216,14 +216,14 @@ class Engine:
         self._residents.use(run.resident)
         self._runs[run.id] = run
         choice = run.request.choice
-        points = () if choice is None else branches(choice)
-        for path in points:
+        paths = () if choice is None else points(choice)
+        for path in paths:
             request = point_of(run.request, path)
             point = run.points[path] = Run(f"{run.id}.{len(run.points)}", request, run.resident, None, frozenset())
             self._residents.use(point.resident)
             self._runs[point.id] = point
             point.future.add_done_callback(partial(self._found, run, path))
-        self._waiting.append(run.points[points[0]] if points else run)
+        self._waiting.append(run.points[paths[0]] if paths else run)
 
     def _found(self, run: Run, path: Tokens, future: Future[Generation]) -> None:
         """A branching point has been evaluated, or could not be. On the generation thread, but for a cancellation."""

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from merasteer.engine import Engine, EngineConfig, LoadedModel
 from merasteer.engine.batching import cache_bytes_per_token
-from merasteer.engine.text import encode
 from merasteer.pipeline.progress import Bar
+from merasteer.tasks import Prompter
 from merasteer.types import Example, Generation, GenerationRequest, HookPoint, Policy, ServedTask
 
 __all__ = ["Answers", "Prompts", "answers", "generations", "predicted_error", "running", "sizes"]
@@ -35,19 +34,21 @@ class Prompts:
     tokens: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, task: ServedTask, examples: Sequence[Example], tokenizer: Any) -> Prompts:
-        """The items' prompts, encoded as the server encodes them."""
-        return cls(task, tuple(encode(tokenizer, example.prompt) for example in examples))
+    def of(cls, prompter: Prompter, examples: Sequence[Example]) -> Prompts:
+        """The items' prompts, as the server makes them."""
+        return cls(prompter.task, tuple(prompter.tokens(example.prompt) for example in examples))
 
     @property
     def new_tokens(self) -> int:
-        """Under `last` the first token decides; what follows it is of no use here."""
-        return 1 if self.task.position == "last" else self.task.max_new_tokens
+        """A label is chosen with its first token, as is an answer under `last`; what follows is of no use here."""
+        free = self.task.choose == "free" and self.task.position == "exact"
+        return self.task.max_new_tokens if free else 1
 
     @property
     def longest(self) -> int:
         """Tokens of the longest request."""
-        return max(len(tokens) for tokens in self.tokens) + self.new_tokens
+        label = 1 if self.task.choice is None else self.task.choice.longest
+        return max(len(tokens) for tokens in self.tokens) + max(self.new_tokens, label)
 
     def requests(
         self, policy: Policy | None = None, label_bias: tuple[float, ...] | None = None
@@ -59,9 +60,11 @@ class Prompts:
                 prompt=tokens,
                 max_new_tokens=self.new_tokens,
                 policy=policy,
-                variants=task.variants,
+                choice=task.choice,
+                variants=task.answer_tokens,
                 position=task.position,
                 label_bias=label_bias,
+                acts=task.max_new_tokens if task.choice is None else None,
             )
             for tokens in self.tokens
         ]

@@ -21,7 +21,7 @@ from merasteer.pipeline.options import Options, check_layers
 from merasteer.pipeline.workspace import Workspace
 from merasteer.store import ModelIdentity, identify
 from merasteer.store.documents import canonical
-from merasteer.tasks import load_task, make_splits, resolve
+from merasteer.tasks import Prompter, demonstrations, load_task, read_examples, resolve, split
 from merasteer.types import Example, ServedTask, Splits, Task
 
 __all__ = ["MINIMUM_TRAIN", "Job", "Loading", "prepare"]
@@ -93,9 +93,14 @@ class Job:
         """The other indices, ascending."""
         return np.setdiff1d(np.arange(len(self.splits.train)), self.ordering)
 
+    @cached_property
+    def prompter(self) -> Prompter:
+        """Makes the task's prompts for this model."""
+        return Prompter(self.served, self.loaded.tokenizer)
+
     def prompts(self, examples: Sequence[Example]) -> Prompts:
         """The items as the engine takes them."""
-        return Prompts.of(self.served, examples, self.loaded.tokenizer)
+        return Prompts.of(self.prompter, examples)
 
 
 def prepare(
@@ -118,7 +123,8 @@ def prepare(
         described = task
     else:
         described = load_task(task, data=data, search=search)
-    splits = make_splits(described)
+    examples = read_examples(described)
+    splits = split(described, examples)
     if len(splits.train) < MINIMUM_TRAIN:
         raise BadSplits(
             f"task {described.name!r}: splits.train: {len(splits.train)} rows are too few to fit a probe and to rank "
@@ -127,7 +133,10 @@ def prepare(
     loaded = model if isinstance(model, LoadedModel) else (loading or Loading()).load(model)
     _check_hook_points(loaded, options)
     check_layers(options, loaded.layers)
-    return Job(loaded, _identity(loaded), described, resolve(described, loaded.tokenizer), splits, options, Path(store))
+    served = resolve(described, loaded.tokenizer, demonstrations(described, splits.examples))
+    prompter = Prompter(served, loaded.tokenizer)
+    splits = split(described, examples, lambda example: prompter.fits(example.prompt, loaded.context))
+    return Job(loaded, _identity(loaded), described, served, splits, options, Path(store))
 
 
 def _check_hook_points(loaded: LoadedModel, options: Options) -> None:

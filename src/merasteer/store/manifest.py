@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from merasteer.errors import BadArtifact
+from merasteer.method.trie import begins_another
 from merasteer.store.documents import canonical
 from merasteer.store.fields import SHA256, Fields, shown
 from merasteer.store.schema import (
@@ -25,7 +26,7 @@ from merasteer.store.schema import (
     keys,
     optional_keys,
 )
-from merasteer.types import ANSWER_POSITIONS, DIRECTIONS, HOOK_POINTS, POSITIONS
+from merasteer.types import ANSWER_POSITIONS, CHOOSE, DIRECTIONS, HOOK_POINTS, MAX_LABEL_TOKENS, POSITIONS
 
 __all__ = ["SHORT", "TASK_NAME", "digest_of", "validate"]
 
@@ -78,6 +79,7 @@ def _model(model: Fields) -> tuple[int, int]:
 def _task(task: Fields, vocab: int) -> None:
     task.text("name", TASK_NAME)
     task.text("template")
+    free = task.choice("choose", CHOOSE) == "free"
     task.choice("position", ANSWER_POSITIONS)
     task.integer("max_new_tokens", 1)
     labels, variants = task.texts("labels"), task.items("variants")
@@ -85,14 +87,33 @@ def _task(task: Fields, vocab: int) -> None:
         task.refuse(
             "variants", f"{len(variants)} lists for {len(labels)} labels; two labels or more need one list each"
         )
-    tokens = Fields(dict(zip(labels, variants, strict=True)), "task.variants", labels)
-    owners: dict[int, str] = {}
-    for label in labels:
-        for token in tokens.integers(label, 0, vocab - 1):
-            if owners.setdefault(token, label) != label:
-                task.refuse("variants", f"token {token} belongs to both {shown(owners[token])} and {shown(label)}")
-        if not tokens.items(label):
-            task.refuse("variants", f"the label {shown(label)} has no token")
+    owners: dict[tuple[int, ...], str] = {}
+    for label, spellings in zip(labels, variants, strict=True):
+        for tokens in _spellings(task, label, spellings, vocab):
+            if not 1 <= len(tokens) <= (1 if free else MAX_LABEL_TOKENS):
+                task.refuse("variants", f"{shown(tokens)} of {shown(label)} is none that this task can have")
+            if owners.setdefault(tuple(tokens), label) != label:
+                task.refuse(
+                    "variants", f"{shown(tokens)} belongs to both {shown(owners[tuple(tokens)])} and {shown(label)}"
+                )
+    task.flag("chat")
+    if task.value["system"] is not None:
+        task.text("system")
+    if task.value["end"] is not None:
+        task.integer("end", 0, vocab - 1)
+    elif not free and begins_another(owners):
+        task.refuse("end", "null, yet a spelling is the beginning of another")
+    for pair in task.items("examples"):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            task.refuse("examples", f"{shown(pair)} is no pair of a prompt and a label")
+
+
+def _spellings(task: Fields, label: str, spellings: object, vocab: int) -> list[list[int]]:
+    """The token sequences of one label, each a list of ids."""
+    if not isinstance(spellings, list) or not spellings or not all(isinstance(one, list) for one in spellings):
+        task.refuse("variants", f"the label {shown(label)} has no list of token sequences")
+    where = Fields({str(i): one for i, one in enumerate(spellings)}, f"task.variants.{label}", (), closed=False)
+    return [where.integers(str(i), 0, vocab - 1) for i in range(len(spellings))]
 
 
 def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:

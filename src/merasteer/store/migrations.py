@@ -34,7 +34,15 @@ class Step:
     tensors: Callable[[Any], Any] = _as_it_is
 
 
-STEPS: dict[int, Step] = {}
+def _free(manifest: Any) -> Any:
+    """Version 1 knew free answers to plain prompts alone, each known by one token."""
+    task = manifest["task"]
+    variants = [[[token] for token in tokens] for tokens in task["variants"]]
+    added = {"choose": "free", "chat": False, "system": None, "examples": [], "end": None}
+    return {**manifest, "task": {**task, **added, "variants": variants}}
+
+
+STEPS: dict[int, Step] = {1: Step(manifest=_free)}
 
 
 def version_of(manifest: object) -> int:

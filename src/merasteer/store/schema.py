@@ -1,9 +1,10 @@
-"""The fields of manifest.json, schema version 1, as types. Other schemas get another number.
+"""The fields of manifest.json, schema version 2, as types. Other schemas get another number.
 
 digest        sha256 of the canonical manifest without `digest`; the first 12 digits name the folder
 certified     the held-out test passed; needs an α and a calibration.json that says so
 model         identity of the model: other weights or another tokenizer are another model
-task          the resolved task; serving needs no task file
+task          the resolved task; serving needs no task file. variants: per label its spellings as token ids (one token each where the
+              answer is free); examples: the rows shown in front of every prompt; end: the token that tells a spelling from a longer one
 steering      hook point, direction, α (null: none was certified), layers with a readout, positions, report layer;
               method: what was certified (absent: "mera"). "logit_bias" has no α, and no readout where no layer reads the error
 probe         family and held-out scores per layer (none for planted readouts); auroc for probes of right and wrong
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict, get_args
 
-from merasteer.types import AnswerPosition, Direction, HookPoint, Positions
+from merasteer.types import AnswerPosition, Choose, Direction, HookPoint, Positions
 
 __all__ = [
     "CORRECTIONS",
@@ -35,7 +36,7 @@ __all__ = [
     "optional_keys",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 FILES = ("calibration.json", "probe.safetensors")
 Correction = Literal["mera", "logit_bias", "mera+bias"]  # what a candidate does: a step, a bias, or both
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
@@ -55,9 +56,14 @@ class TaskSection(TypedDict):
     name: str
     template: str
     labels: list[str]
-    variants: list[list[int]]
+    variants: list[list[list[int]]]
+    choose: Choose
     position: AnswerPosition
     max_new_tokens: int
+    chat: bool
+    system: str | None
+    examples: list[list[str]]
+    end: int | None
 
 
 class _Steering(TypedDict):
