@@ -172,7 +172,7 @@ def test_both_models_answer_every_task_with_single_tokens(script: ModuleType, bu
                     assert len(model.tokenizer.encode(f" {label}", add_special_tokens=False)) == 1
                 served = resolve(task, model.tokenizer)
                 prompt = tuple(model.tokenizer.encode(make_splits(task).test[0].prompt))
-                request = GenerationRequest(prompt=prompt, max_new_tokens=1, variants=served.variants)
+                request = GenerationRequest(prompt=prompt, choice=served.choice)
                 answer = engine.submit(request).result(timeout=60)
                 assert len(answer.tokens) == 1
 

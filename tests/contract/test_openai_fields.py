@@ -137,7 +137,7 @@ async def test_the_other_served_fields(send: Any, serving: Serving, route: str) 
     )
     assert steered.policy == Policy(probe.digest, 0.2, 0.0, "all", (probe.active[0],))
     [named] = await send(route, model=f"{MODEL}:demo_spam")
-    assert (named.policy, named.variants) == (Policy(probe.digest, probe.alpha), probe.task.variants)
+    assert (named.policy, named.choice) == (Policy(probe.digest, probe.alpha), probe.task.choice)
     [traced] = await send(route, model=f"{MODEL}:demo_spam", details="trace")
     assert traced == replace(named, trace=True)
     other: dict[str, Any] = {"prompt": "Hello"} if route == ROUTES[0] else {"messages": [{**USER, "content": "Hello"}]}

@@ -19,8 +19,11 @@ LABELS = ("ham", "spam")
 CERTIFICATE = Certificate("mcnemar", 0.12, 0.05, 0.0, 0.05, 250)
 
 
-def served(name: str, position: str = "last", max_new_tokens: int = 1) -> ServedTask:
-    return ServedTask(name, LABELS, ((1,), (2, 3)), "Say: {text} Label:", position, max_new_tokens)  # type: ignore[arg-type]
+SPELT = (((1,),), ((2,), (3,)))
+
+
+def served(name: str, position: str = "last", max_new_tokens: int = 1, choose: str = "free") -> ServedTask:
+    return ServedTask(name, LABELS, SPELT, "Say: {text} Label:", choose, position, max_new_tokens)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_what_was_published_is_what_is_loaded(parts: Any, tmp_path: Path, identi
     folder = parts.publish(tmp_path)
     artifact = load(folder, identity)
     assert folder == tmp_path / "owner--name" / "spam" / artifact.digest[:12]
-    assert (artifact.alpha, artifact.certified, artifact.task.variants) == (0.3, True, ((3, 4), (5,)))
+    assert (artifact.alpha, artifact.certified, artifact.task.variants) == (0.3, True, (((3,), (4,)), ((5, 6),)))
     assert artifact.vectors.active_layers == (0, 2)
     assert artifact.calibration == parts.calibration
     for name, tensor in parts.tensors.items():
