@@ -45,6 +45,21 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], Path]:
+    """The path of a real model's GGUF file, by the beginning of its name, beside the checkout (or in $MERA_MODELS)."""
+
+    def find(name: str) -> Path:
+        pytest.importorskip("gguf", reason="needs the extra mera-server[gguf]")
+        folder = Path(os.environ.get("MERA_MODELS", ROOT.parent / "shared" / "models"))
+        found = sorted(folder.glob(f"{name}*.gguf"))
+        if not found:
+            pytest.skip(f"no {name}*.gguf in {folder}; set MERA_MODELS")
+        return found[0]
+
+    return find
+
+
 def rows(n: int, seed: int, desk_b: float = 0.35) -> list[Row]:
     """Distinct rows with true labels: "yes" when most of the five words are g-words."""
     rng = random.Random(seed)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mera_server.catalog import Catalog, Probe, probe_of
 from mera_server.vectors import BASELINES, baseline
-from merasteer.engine import Engine, LoadedModel
+from merasteer.engine import Engine, LoadedModel, identity_facts
 from merasteer.errors import InvalidInput, MeraError, NotReady
 from merasteer.store import Entry, ModelIdentity, identify, snapshot
 from merasteer.types import Artifact, HookPoint, ServedTask, SteeringVectors
@@ -174,10 +174,9 @@ class Shelf:
 
 def identity_of(loaded: LoadedModel) -> ModelIdentity:
     """Which model artifacts are checked against."""
-    if loaded.folder is None:
+    if loaded.source is None:
         raise InvalidInput("model: it has no folder; artifacts cannot be checked against it, give a model folder")
-    facts = {name: getattr(loaded, name) for name in ("architecture", "layers", "width", "vocab")}
-    return identify(loaded.folder, model_id=loaded.id, **facts)
+    return identify(loaded.source, **identity_facts(loaded))
 
 
 def _with_reason(entry: Entry, refused: dict[str, str]) -> Entry:

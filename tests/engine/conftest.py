@@ -58,14 +58,14 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
-def tiny(family: str, seed: int = 0) -> LoadedModel:
+def tiny(family: str, seed: int = 0, **more: Any) -> LoadedModel:
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {
         "vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
         "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
     }  # fmt: skip
     model_class, config_class, extra = FAMILIES[family]
-    model = model_class(config_class(**sizes, **extra))
+    model = model_class(config_class(**{**sizes, **extra, **more}))
     with torch.no_grad():  # random weights of a size that makes activations and steps matter
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -180,6 +180,11 @@ def qwen() -> LoadedModel:
 def family(request: pytest.FixtureRequest) -> tuple[str, LoadedModel]:
     """Every family of the hook table in turn."""
     return request.param, tiny(request.param)
+
+
+@pytest.fixture(scope="session")
+def make_tiny() -> Callable[..., LoadedModel]:
+    return tiny
 
 
 @pytest.fixture(scope="session")

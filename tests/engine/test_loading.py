@@ -221,7 +221,7 @@ for token in (None, "hf_other", "hf_right"):
     os.environ.pop("HF_TOKEN", None) if token is None else os.environ.update(HF_TOKEN=token)
     try:
         loaded = load_model("acme/gated", device="cpu")
-        print(loaded.id, loaded.architecture, sorted(path.name for path in loaded.folder.glob("*.safetensors")))
+        print(loaded.id, loaded.architecture, sorted(path.name for path in loaded.source.glob("*.safetensors")))
     except InvalidInput as error:
         print(error)
 """

@@ -191,7 +191,7 @@ def test_a_hook_point_that_the_architecture_lacks_is_refused(
 
 def test_a_model_without_a_folder_cannot_be_named(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="save it first"):
-        run(replace(loaded, folder=None), make_task(), tmp_path / "store", FEW)
+        run(replace(loaded, source=None), make_task(), tmp_path / "store", FEW)
 
 
 def tree(store: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Loading a causal language model and its tokenizer, from a folder or a hub, ready for the engine."""
+"""Loading a causal language model and its tokenizer, from a folder, a GGUF file or a hub, ready for the engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from merasteer.engine.gguf import is_gguf, open_gguf
+from merasteer.engine.gguf_tokenizer import end_token_ids, tokenizer_of
 from merasteer.engine.hub import fetch, first_line
 from merasteer.engine.layers import ARCHITECTURES, decoder_layers, family_of
 from merasteer.engine.placement import LARGER, DeviceMap, check_group, check_placement, target_of
@@ -22,13 +24,13 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class LoadedModel:
     """A model in evaluation mode, its tokenizer, and the facts that artifacts are checked against.
 
-    folder: where the weight files lie (None for a model made in memory). context: the longest sequence, in tokens.
+    source: the folder of its files, or the GGUF file (None for a model made in memory). context: the longest sequence, in tokens.
     """
 
     model: Any
     tokenizer: Any
     id: str
-    folder: Path | None
+    source: Path | None
     architecture: str
     layers: int
     width: int
@@ -47,7 +49,7 @@ def load_model(
     device_map: DeviceMap | None = None,
     tensor_parallel: int = 1,
 ) -> LoadedModel:
-    """The model named by a local folder or a hub id. Remote code is never run.
+    """The model named by a local folder, a GGUF file or a hub id. Remote code is never run.
 
     dtype: auto (float32 on a CPU, the checkpoint's elsewhere) | float32 | bfloat16 | float16. device: auto | cpu | cuda[:n].
     device_map: in place of device, where accelerate puts the weights: auto | balanced | balanced_low_0 | sequential, a device, or
@@ -56,7 +58,6 @@ def load_model(
     then loads its own part.
     Raises UnsupportedModel where the architecture is not in the hook table, InvalidInput where it cannot be loaded.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.distributed import DistributedConfig
     from transformers.utils import logging
 
@@ -66,24 +67,12 @@ def load_model(
         check_group(tensor_parallel, device_map)
         target = target_of(device, None)
     weights = _dtype(dtype, target)
-    folder = Path(id_or_dir)
-    if not folder.is_dir() and (
-        folder.is_absolute() or str(id_or_dir).startswith(".") or str(id_or_dir).count("/") > 1
-    ):
-        raise InvalidInput(
-            f"model: no such folder {str(id_or_dir)!r}; give a model folder or a hub id such as owner/name"
-        )
-    if not folder.is_dir():
-        folder = fetch(str(id_or_dir))
+    source = _source(id_or_dir)
     try:
-        _check_architecture(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
+        model, tokenizer = (_from_gguf if is_gguf(source) else _from_folder)(
+            source,
             dtype=weights,
             device_map=device_map,
-            trust_remote_code=False,
-            use_safetensors=True,
             **({"distributed_config": DistributedConfig(tp_size=tensor_parallel)} if tensor_parallel > 1 else {}),
         )
         check_placement(model, device_map)
@@ -99,11 +88,57 @@ def load_model(
             f"model: {str(id_or_dir)!r} cannot be loaded ({first_line(error)}); "
             "give a folder or repository that holds config.json, safetensors and a tokenizer"
         ) from error
+    if is_gguf(source):
+        return wrap_model(model, tokenizer, source.stem, source)
     model_id = Path(id_or_dir).resolve().name if Path(id_or_dir).is_dir() else str(id_or_dir)
-    return wrap_model(model, tokenizer, model_id, folder)
+    return wrap_model(model, tokenizer, model_id, source)
 
 
-def wrap_model(model: Any, tokenizer: Any, model_id: str, folder: Path | None = None) -> LoadedModel:
+def _source(id_or_dir: str | Path) -> Path:
+    """The folder or the GGUF file that a model is read from; a hub's is fetched."""
+    path, name = Path(id_or_dir), str(id_or_dir)
+    if is_gguf(path) or path.is_dir():
+        return path
+    if path.is_file():
+        raise InvalidInput(
+            f"model: {name!r} is a file; give a model folder, a .gguf file or a hub id such as owner/name"
+        )
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise InvalidInput(f"model: no such folder {name!r}; give a model folder or a hub id such as owner/name")
+    return fetch(name)
+
+
+def _from_folder(folder: Path, **how: Any) -> tuple[Any, Any]:
+    """A folder's model and tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if files and not (folder / "config.json").exists():
+        raise InvalidInput(f"model: {str(folder)!r} holds GGUF files; name one, such as {str(folder / files[0])!r}")
+    _check_architecture(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **how)
+    return model, tokenizer
+
+
+def _from_gguf(path: Path, **how: Any) -> tuple[Any, Any]:
+    """A GGUF file's model and tokenizer. The model is made from its configuration, so nothing in it counts as quantised."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+
+    file = open_gguf(path)
+    config = file.config()
+    _check_architecture(config)
+    tokenizer = tokenizer_of(path.name, file.metadata)
+    ends = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=end_token_ids(file.metadata), pad_token_id=config.pad_token_id
+    )
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=file.state_dict(config), generation_config=ends, **how
+    )
+    return model, tokenizer
+
+
+def wrap_model(model: Any, tokenizer: Any, model_id: str, source: Path | None = None) -> LoadedModel:
     """A model that is already in memory, as the engine takes it. Sets evaluation mode and freezes the parameters."""
     family_of(model)
     model.eval().requires_grad_(False)
@@ -116,7 +151,7 @@ def wrap_model(model: Any, tokenizer: Any, model_id: str, folder: Path | None = 
         model=model,
         tokenizer=tokenizer,
         id=model_id,
-        folder=folder,
+        source=source,
         architecture=type(model).__name__,
         layers=config.num_hidden_layers,
         width=config.hidden_size,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merasteer.engine import LoadedModel, load_model
+from merasteer.engine import LoadedModel, identity_facts, load_model
 from merasteer.engine.layers import family_of
 from merasteer.errors import BadSplits, InvalidInput
 from merasteer.pipeline.batch import Prompts
@@ -147,16 +147,9 @@ def _check_hook_points(loaded: LoadedModel, options: Options) -> None:
 
 
 def _identity(loaded: LoadedModel) -> ModelIdentity:
-    if loaded.folder is None:
+    if loaded.source is None:
         raise InvalidInput(f"model: {loaded.id!r} lies in no folder, so its weights cannot be named; save it first")
-    return identify(
-        loaded.folder,
-        model_id=loaded.id,
-        architecture=loaded.architecture,
-        layers=loaded.layers,
-        width=loaded.width,
-        vocab=loaded.vocab,
-    )
+    return identify(loaded.source, **identity_facts(loaded))
 
 
 def _content(examples: Sequence[Example]) -> str:

@@ -45,25 +45,32 @@ class ModelIdentity:
         return {**vars(self), "weights": dict(self.weights)}
 
 
-def identify(folder: Path, *, model_id: str, architecture: str, layers: int, width: int, vocab: int) -> ModelIdentity:
-    """Identity of the model in `folder`. Hashes every *.safetensors there and the tokenizer's files, each once per
-    process unless its size or time changes. The id of a local folder is its name: no path enters an artifact.
+def identify(
+    source: Path, *, model_id: str, architecture: str, layers: int, width: int, vocab: int, tokenizer: str | None = None
+) -> ModelIdentity:
+    """Identity of the model in the folder or GGUF file `source`. Hashes every *.safetensors there and the tokenizer's files, or the
+    one file, each once per process unless its size or time changes. tokenizer: its digest, which a GGUF file needs because the
+    tokenizer has no file of its own. The id of a local folder is its name: no path enters an artifact.
 
     Raises UnsupportedModel where there are no safetensors weights or no tokenizer.
     """
     try:
-        weights = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors")) if path.is_file()}
-        tokenizer = {name: _sha256(folder / name) for name in sorted(TOKENIZER_FILES) if (folder / name).is_file()}
+        if source.is_file():
+            weights, parts = {source.name: _sha256(source)}, {}
+        else:
+            weights = {path.name: _sha256(path) for path in sorted(source.glob("*.safetensors")) if path.is_file()}
+            parts = {name: _sha256(source / name) for name in sorted(TOKENIZER_FILES) if (source / name).is_file()}
     except OSError as error:
-        raise UnsupportedModel(f"model: {folder} cannot be read ({error.strerror}); check its permissions") from error
+        raise UnsupportedModel(f"model: {source} cannot be read ({error.strerror}); check its permissions") from error
     if not weights:
         raise UnsupportedModel(
-            f"model: {folder} holds no *.safetensors; save it with save_pretrained, which writes them"
+            f"model: {source} holds no *.safetensors; save it with save_pretrained, which writes them"
         )
-    if not tokenizer:
-        raise UnsupportedModel(f"model: {folder} holds no tokenizer; save the tokenizer beside the weights")
-    joined = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in tokenizer.items()).encode()).hexdigest()
-    return ModelIdentity(_name(model_id), architecture, layers, width, vocab, weights, joined)
+    if parts:
+        tokenizer = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in parts.items()).encode()).hexdigest()
+    if tokenizer is None:
+        raise UnsupportedModel(f"model: {source} holds no tokenizer; save the tokenizer beside the weights")
+    return ModelIdentity(_name(model_id), architecture, layers, width, vocab, weights, tokenizer)
 
 
 def model_slug(model_id: str) -> str:

@@ -1,0 +1,415 @@
+"""GGUF: the values, the configuration and the tokenizer that a file states, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from merasteer.engine import Engine, load_model
+from merasteer.engine.gguf import open_gguf
+from merasteer.engine.gguf_config import configuration
+from merasteer.errors import InvalidInput
+from merasteer.types import GenerationRequest
+
+gguf = pytest.importorskip("gguf", reason="needs the extra mera-server[gguf]")
+
+LETTERS = list(transformers.convert_slow_tokenizer.bytes_to_unicode().values())
+MERGES = ["t h", "th e", "Ġ the", "i n", "a n", "an d", "Ġ and", "Ġ Ġ", "e r", "o n", "r e", "h e"]
+CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path) -> Write:
+    """Writes a tiny model as llama.cpp's conversion would. `more`: metadata to add or (None) to leave out; `tensors`: to add."""
+
+    def make(loaded: Any, family: str = "llama", name: str = "tiny", **how: Any) -> Path:
+        path = tmp_path / f"{name}.gguf"
+        _write(path, loaded.model, family, **how)
+        return path
+
+    return make
+
+
+def _write(
+    path: Path,
+    model: Any,
+    family: str,
+    more: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray[Any, Any]] | None = None,
+    drop: str = "",
+) -> None:
+    config, writer = model.config, gguf.GGUFWriter(path, family)
+    tokens = [*LETTERS, *(merge.replace(" ", "") for merge in MERGES)]
+    tokens += [f"[PAD{i}]" for i in range(config.vocab_size - len(tokens) - len(CONTROL))] + CONTROL
+    kinds = [1] * (len(LETTERS) + len(MERGES)) + [5] * (len(tokens) - len(LETTERS) - len(MERGES) - 3) + [3] * 3
+    end = len(tokens) - 1
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 1e6 if family == "gemma3" else None)
+    epsilon = "layer_norm_epsilon" if family == "gpt2" else "layer_norm_rms_epsilon"
+    heads = config.num_attention_heads
+    facts: dict[str, Any] = {
+        f"{family}.context_length": config.max_position_embeddings,
+        f"{family}.embedding_length": config.hidden_size,
+        f"{family}.block_count": config.num_hidden_layers,
+        f"{family}.feed_forward_length": 96,
+        f"{family}.attention.head_count": heads,
+        f"{family}.attention.{epsilon}": getattr(config, "rms_norm_eps", None) or 1e-5,
+        **({} if family == "gpt2" else {f"{family}.attention.head_count_kv": config.num_key_value_heads}),
+        **({f"{family}.attention.key_length": config.head_dim} if hasattr(config, "head_dim") else {}),
+        **({f"{family}.rope.freq_base": theta} if theta else {}),
+        **({f"{family}.attention.sliding_window": 16} if "gemma" in family else {}),
+        **({f"{family}.attn_logit_softcapping": 20.0} if family == "gemma2" else {}),
+        **({f"{family}.final_logit_softcapping": 10.0} if family == "gemma2" else {}),
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds, "tokenizer.ggml.merges": MERGES, "tokenizer.ggml.bos_token_id": end - 1,
+        "tokenizer.ggml.eos_token_id": end, "tokenizer.ggml.padding_token_id": end - 2, "tokenizer.chat_template": TEMPLATE,
+    }  # fmt: skip
+    for key, value in {**facts, **(more or {})}.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif value is not None:
+            {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
+    names = gguf.get_tensor_name_map(
+        next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family), config.num_hidden_layers
+    )
+    for full, value in model.state_dict().items():
+        if full == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        stem, _, leaf = full.rpartition(".")
+        name = f"{names.get_name(stem)}.{leaf}"
+        if name != drop:
+            writer.add_tensor(name, _as_llama_cpp(family, name, value.numpy(), config))
+    for name, value in (tensors or {}).items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _as_llama_cpp(family: str, name: str, value: np.ndarray[Any, Any], config: Any) -> np.ndarray[Any, Any]:
+    """Its layout: Llama's rotary halves interleaved, Gemma's norms with the one that is added, GPT-2's matrices turned."""
+    if family == "llama" and ("attn_q." in name or "attn_k." in name):
+        heads = config.num_attention_heads if "attn_q." in name else config.num_key_value_heads
+        value = value.reshape(heads, 2, value.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
+    if family.startswith("gemma") and name.endswith("norm.weight"):
+        value = value + 1
+    if family == "gpt2" and value.ndim == 2 and name.startswith("blk."):
+        value = value.T
+    return np.ascontiguousarray(value)
+
+
+# --------------------------------------------------------------------------------------------- what comes over
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3", "gpt2"])
+def test_a_file_gives_the_model_that_was_written(write, make_tiny, family, tied):
+    if family == "gemma2" and not tied:
+        pytest.skip("llama.cpp has no name for a Gemma-2's own output matrix")
+    scale = (
+        {"query_pre_attn_scalar": 12} if "gemma" in family else {}
+    )  # as all of them but the 27 B: by the head's width
+    made = make_tiny(family, tie_word_embeddings=tied, **scale)
+    if not tied:
+        torch.nn.init.normal_(made.model.lm_head.weight, std=0.1)
+    loaded = load_model(write(made, family), device="cpu")
+    assert (loaded.id, loaded.architecture, loaded.dtype) == ("tiny", made.architecture, "float32")
+    assert loaded.model.config.tie_word_embeddings is tied
+    for name in ("layers", "width", "vocab", "context"):
+        assert getattr(loaded, name) == getattr(made, name)
+    for length in (3, 60):  # beyond the window
+        tokens = torch.arange(length)[None] * 7 % 300
+        torch.testing.assert_close(loaded.model(tokens).logits, made.model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_model_can_be_saved_and_counts_as_any_other(write, llama, tmp_path):
+    loaded = load_model(write(llama), device="cpu")
+    assert not hasattr(loaded.model.config, "quantization_config")
+    loaded.model.save_pretrained(tmp_path / "saved")
+    loaded.tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_model(tmp_path / "saved", device="cpu")
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    text = "the  7 and in 2024 <|im_end|>"
+    assert again.tokenizer(text).input_ids == loaded.tokenizer(text).input_ids
+
+
+def test_numbers_are_those_that_the_file_was_made_of(write, llama):
+    config = load_model(write(llama, more={"llama.rope.freq_base": 123456.7}), device="cpu").model.config
+    assert config.rms_norm_eps == llama.model.config.rms_norm_eps  # 1e-06, not 9.999999974752427e-07
+    assert config.rope_parameters["rope_theta"] == 123456.7
+
+
+def test_values_are_dequantised(write, llama):
+    """Q8_0 keeps a value within half a step of its block of 32, the largest magnitude / 127, itself rounded to float16."""
+    wide = torch.randn(300, 64, generator=torch.Generator().manual_seed(0)).numpy()
+    made = gguf.quants.quantize(wide, gguf.GGMLQuantizationType.Q8_0)
+    path = write(llama, name="blocks")
+    file = open_gguf(path)
+    kept = dict(file.tensors)
+    path.write_bytes(path.read_bytes() + made.tobytes())
+    kept["x"] = next(iter(kept.values()))._replace(
+        name="x", shape=wide.shape, kind=8, start=path.stat().st_size - made.nbytes, size=made.nbytes
+    )
+    values = file._values(kept["x"])
+    steps = np.abs(wide.reshape(300, 2, 32)).max(-1, keepdims=True) / 127
+    assert (np.abs(values.reshape(300, 2, 32) - wide.reshape(300, 2, 32)) <= 0.57 * steps).all()
+
+
+@pytest.mark.parametrize(
+    ("pre", "normalizer", "split"),
+    [
+        ("smollm", None, [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]),
+        ("gpt-2", None, [pre_tokenizers.ByteLevel(False)]),
+        ("qwen2", normalizers.NFC(), None),
+    ],
+)
+def test_text_is_cut_as_the_file_says(write, llama, pre, normalizer, split):
+    loaded = load_model(write(llama, more={"tokenizer.ggml.pre": pre}), device="cpu")
+    vocabulary = {token: number for number, token in enumerate([*LETTERS, *(m.replace(" ", "") for m in MERGES)])}
+    plain = Tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in MERGES]))
+    if normalizer is not None:
+        plain.normalizer = normalizer
+    plain.pre_tokenizer = pre_tokenizers.Sequence(split) if split else loaded.tokenizer.backend_tokenizer.pre_tokenizer
+    for text in ("the  7 and 12  in", "cafe\u0301 there", "  5"):
+        assert loaded.tokenizer(text).input_ids == plain.encode(text, add_special_tokens=False).ids, text
+
+
+def test_digits_matter_and_so_does_the_normal_form(write, llama):
+    """Without the corrections these would be other prompts."""
+    cut = {
+        pre: load_model(write(llama, name=pre, more={"tokenizer.ggml.pre": pre}), device="cpu").tokenizer
+        for pre in ("smollm", "gpt-2", "qwen2")
+    }
+    assert cut["smollm"]("  5").input_ids != cut["gpt-2"]("  5").input_ids
+    assert cut["qwen2"]("e\u0301").input_ids == cut["qwen2"]("\u00e9").input_ids
+    assert cut["gpt-2"]("e\u0301").input_ids != cut["gpt-2"]("\u00e9").input_ids
+
+
+@pytest.mark.parametrize(
+    ("more", "begins"),
+    [
+        ({}, False),
+        ({"tokenizer.ggml.add_bos_token": True}, True),
+        ({"tokenizer.ggml.add_bos_token": False}, False),
+        ({"tokenizer.ggml.pre": "llama-bpe"}, True),  # llama.cpp's default for Llama 3
+        ({"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False}, False),
+    ],
+)
+def test_a_text_begins_as_the_file_says(write, llama, more, begins):
+    tokenizer = load_model(write(llama, more=more), device="cpu").tokenizer
+    assert (tokenizer("the").input_ids[0] == tokenizer.bos_token_id) is begins
+    assert tokenizer.convert_ids_to_tokens(tokenizer.bos_token_id) == "<|im_start|>"
+
+
+def test_chat_template_and_end_tokens_come_from_the_file(write, llama):
+    loaded = load_model(write(llama), device="cpu")
+    said = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "the"}], tokenize=False)
+    assert said == "<|im_start|>the<|im_end|>"
+    assert loaded.tokenizer(said).input_ids[0] == 298
+    assert loaded.model.generation_config.eos_token_id == [297, 299]  # <|endoftext|> ends an answer, too
+    named = load_model(write(llama, more={"tokenizer.ggml.eot_token_id": 5}), device="cpu")
+    assert named.model.generation_config.eos_token_id == [5, 297, 299]
+
+
+def test_an_answer_ends_at_an_end_token_of_the_file(write, llama):
+    request = GenerationRequest((1, 2, 3), 12)
+    with Engine(load_model(write(llama), device="cpu")) as engine:
+        free = engine.submit(request).result(60).tokens
+    with Engine(load_model(write(llama, more={"tokenizer.ggml.eot_token_id": free[3]}), device="cpu")) as engine:
+        ended = engine.submit(request).result(60)
+    assert (ended.tokens, ended.finish_reason) == (free[: free.index(free[3]) + 1], "eos_token")
+
+
+# ------------------------------------------------------------------------------------------------ Llama 3.1's rope
+
+
+def test_the_rope_of_llama_3_is_read_from_its_factors(write, make_tiny):
+    scaled = {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    made = make_tiny("llama", rope_parameters=scaled)
+    plain = transformers.LlamaConfig(hidden_size=48, num_attention_heads=4, rope_parameters={"rope_theta": 500000.0})
+    unscaled = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(plain).inv_freq
+    factors = (unscaled / made.model.model.rotary_emb.inv_freq).numpy()  # as llama.cpp's conversion writes them
+    loaded = load_model(write(made, tensors={"rope_freqs.weight": factors}), device="cpu")
+    assert loaded.model.config.rope_parameters == scaled
+    tokens = torch.arange(200)[None]
+    torch.testing.assert_close(loaded.model(tokens).logits, made.model(tokens).logits)
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        load_model(path, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("model: ")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"llama.rope.scaling.type": "yarn"}, "states llama.rope.scaling.type"),
+        ({"llama.expert_count": 8}, "states llama.expert_count"),
+        ({"llama.attention.sliding_window": 64}, "states llama.attention.sliding_window"),
+        ({"llama.attention.value_length": 24}, "states llama.attention.value_length"),
+        ({"llama.logit_scale": 2.0}, "states llama.logit_scale"),
+        ({"tokenizer.ggml.pre": "somebody's own"}, "cuts text in a way that is not known here"),
+        ({"tokenizer.ggml.model": "bert"}, "cuts text in a way that is not known here"),
+        ({"tokenizer.ggml.tokens": None}, "holds no tokenizer; convert"),
+        ({"general.type": "adapter"}, "is of type 'adapter'; give the model's own file"),
+        ({"split.count": 3}, "is one of 3 parts; join them with llama-gguf-split --merge"),
+        ({"llama.attention.head_count": None}, "does not state its sizes; convert"),
+    ],
+)
+def test_what_would_be_another_model_is_refused_by_name(write, llama, more, said):
+    assert said in refused(write(llama, more=more))
+
+
+def test_tensors_without_a_place_are_refused_by_name(write, llama):
+    extra = {f"blk.{i}.attn_q.bias": np.zeros(48, np.float32) for i in range(4)}
+    told = refused(write(llama, tensors=extra))
+    assert "(blk.0.attn_q.bias, blk.1.attn_q.bias, blk.2.attn_q.bias, …; 4 in all); use its safetensors" in told
+    assert "states rope_freqs.weight" in refused(write(llama, tensors={"rope_freqs.weight": np.full(6, 3, np.float32)}))
+
+
+def test_other_architectures_are_refused(write, llama):
+    told = refused(write(llama, more={"general.architecture": "mamba"}))
+    assert "architecture 'mamba', which is not read from GGUF; use one of gemma2, gemma3" in told
+
+
+def test_damaged_and_foreign_files_are_told(write, llama, tmp_path, capfd):
+    whole = write(llama).read_bytes()
+    for name, content in {
+        "cut": whole[:-1000], "header": whole[:5000], "magic": whole[:4], "few": whole[:30], "words": whole[:20_000],
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.gguf").write_bytes(content)
+        assert refused(tmp_path / f"{name}.gguf").endswith("is cut off or damaged; download it again"), name
+    (tmp_path / "foreign.gguf").write_text("<html>not found</html>")
+    assert "'foreign.gguf' is no GGUF file; download it again" in refused(tmp_path / "foreign.gguf")
+    (tmp_path / "old.gguf").write_bytes(b"GGUF" + (1).to_bytes(4, "little") + whole[8:])
+    assert "GGUF v1" in refused(tmp_path / "old.gguf")
+    assert "no such file" in refused(tmp_path / "absent.gguf")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_folder_of_gguf_files_says_to_name_one(write, llama):
+    path = write(llama)
+    assert f"holds GGUF files; name one, such as {str(path)!r}" in refused(path.parent)
+
+
+def test_without_the_package_it_says_what_to_install(write, llama, monkeypatch):
+    path = write(llama)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(
+        "merasteer.engine.gguf.find_spec", lambda name: None if name == "gguf" else importlib.util.find_spec(name)
+    )
+    assert refused(path) == "model: 'tiny.gguf' needs the package gguf; pip install 'mera-server[gguf]'"
+
+
+def test_every_architecture_that_is_read_is_served():
+    from merasteer.engine.gguf_config import ARCHITECTURES
+    from merasteer.engine.layers import ARCHITECTURES as SERVED
+
+    for architecture, model_type in ARCHITECTURES.items():
+        config = transformers.AutoConfig.for_model(model_type)
+        assert transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__ in SERVED, architecture
+
+
+def test_the_largest_gemma_scale_attention_by_their_width():
+    """No key says so: llama.cpp knows the 27 B by its number of blocks."""
+    facts = {
+        "general.architecture": "gemma3", "gemma3.embedding_length": 5376, "gemma3.block_count": 62,
+        "gemma3.attention.head_count": 32, "gemma3.attention.key_length": 128, "tokenizer.ggml.tokens": ["a"],
+    }  # fmt: skip
+    assert configuration("x", facts, rows=1, tied=True).query_pre_attn_scalar == 168
+    assert configuration("x", {**facts, "gemma3.block_count": 18}, rows=1, tied=True).query_pre_attn_scalar == 128
+
+
+# ------------------------------------------------------------------------------------------------- real models
+
+ENGLISH = (
+    "The quick brown fox jumps over the lazy dog. The capital of France is Paris, and the capital of Germany is Berlin. "
+    "Water boils at one hundred degrees Celsius."
+)
+
+
+def test_smollm2_answers(real_model):
+    loaded = load_model(real_model("SmolLM2"), device="cpu")
+    assert (loaded.architecture, loaded.layers, loaded.width, loaded.context) == ("LlamaForCausalLM", 30, 576, 8192)
+    assert loaded.tokenizer.convert_ids_to_tokens(loaded.model.generation_config.eos_token_id) == [
+        CONTROL[0],
+        CONTROL[2],
+    ]
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = loaded.tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
+    with Engine(loaded) as engine:
+        answer = engine.submit(GenerationRequest(tuple(prompt), 24)).result(120)
+    assert answer.text == "The capital of France is Paris."
+    assert answer.finish_reason == "eos_token"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "below", "ends", "facts"),
+    [
+        ("SmolLM2", 30, CONTROL[::2], {"rope_theta": 100_000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}),
+        ("gemma-3-270m", 25, ["<eos>", "<end_of_turn>"], {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "head_dim": 256, "sliding_window": 512}),
+        ("Qwen2.5-Coder", 15, CONTROL[::2], {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}),
+    ],
+)  # fmt: skip
+def test_real_models_read_english(real_model, name, below, ends, facts):
+    loaded = load_model(real_model(name), device="cpu")
+    tokens = torch.tensor([loaded.tokenizer(ENGLISH).input_ids])
+    with torch.no_grad():
+        assert float(loaded.model(tokens, labels=tokens).loss.exp()) < below
+    assert loaded.tokenizer.convert_ids_to_tokens(loaded.model.generation_config.eos_token_id) == ends
+    config = loaded.model.config.to_dict()
+    rope = config["rope_parameters"]
+    config["rope_theta"] = rope.get("full_attention", rope)["rope_theta"]
+    assert {key: config[key] for key in facts} == facts
+    assert bool(loaded.tokenizer.chat_template) is (name != "gemma-3-270m")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SmolLM2", "gemma-3-270m", "Qwen2.5-Coder"])
+def test_real_models_are_those_of_the_library(real_model, name):
+    """Value by value what `from_pretrained(gguf_file=…)` gives; the tokenizers differ only where ours is corrected."""
+    path = real_model(name)
+    ours = load_model(path, device="cpu")
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    assert set(model.state_dict()) == set(ours.model.state_dict())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, ours.model.state_dict()[key]), key
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    for text in (ENGLISH, "<|im_start|>user\nHi<|im_end|>\n", "Grüße, 12 Ä 世界\n\n  x", "\t\tif x:\n        return 1"):
+        assert ours.tokenizer(text).input_ids == tokenizer(text).input_ids, text
+
+
+@pytest.mark.slow
+def test_mera_loads_a_file_quietly(real_model, tmp_path):
+    """Nothing of the library reaches the terminal: no bar, no warning."""
+    code = "import sys; from merasteer.engine import load_model; load_model(sys.argv[1], device='cpu')"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(real_model("SmolLM2"))], capture_output=True, text=True, check=True
+    )
+    assert (ran.stdout, ran.stderr) == ("", "")
