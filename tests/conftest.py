@@ -5,6 +5,7 @@ The model is trained in seconds: at desk B it says the opposite of what it knows
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -28,6 +29,12 @@ TEMPLATE = "{desk} {text} ?"
 
 Row = dict[str, str]
 MakeTask = Callable[..., Path]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the full collection at the stop of every engine looks through a tenth of the objects, in 20 ms."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
