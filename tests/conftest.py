@@ -5,10 +5,11 @@ The model is trained in seconds: at desk B it says the opposite of what it knows
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from merasteer.engine import LoadedModel, load_model
+
+from .forking import Forker
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -30,10 +33,23 @@ Row = dict[str, str]
 MakeTask = Callable[..., Path]
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: the full collection at the stop of every engine looks through a tenth of the objects, in 20 ms."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """Starts processes that have imported everything already: in 0.1 s instead of several."""
+    with Forker() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

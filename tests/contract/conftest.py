@@ -28,6 +28,8 @@ from mera_server.settings import Settings
 from merasteer import demo
 from merasteer.errors import NotReady
 
+from ..forking import Forker
+
 UNCERTIFIED = "demo_desk_a"
 PROMPT = 'Message: "Win a holiday for two. Enter your code 2220 online." Is this ham or spam? Answer as desk B'
 
@@ -80,16 +82,24 @@ def app(settings: Settings, serving: Serving) -> FastAPI:
 
 
 @pytest.fixture(scope="session")
-def mera_serve() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]:
-    """`mera serve` as a process, and the address that it says it listens on; with `code` a program that ends in it."""
+def mera_serve(forker: Forker) -> Callable[..., AbstractContextManager[tuple[Any, str]]]:
+    """`mera serve` as a process, and the address that it says it listens on; with `code` a program that ends in it.
+
+    fresh: in an interpreter of its own, which imports everything as a user's does.
+    """
 
     @contextmanager
-    def server(*arguments: str, code: str = "", **environ: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-        program = ["-c", code] if code else ["-m", "mera_server", "serve"]
-        command = [sys.executable, *program, *arguments]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environ})
+    def server(*arguments: str, code: str = "", fresh: bool = False, **environ: str) -> Iterator[tuple[Any, str]]:
+        given = {**os.environ, **environ}
+        if fresh:
+            program = ["-c", code] if code else ["-m", "mera_server", "serve"]
+            process: Any = subprocess.Popen(
+                [sys.executable, *program, *arguments], stderr=subprocess.PIPE, text=True, env=given
+            )
+        else:
+            command = (code, arguments) if code else ("-m mera_server", ("serve", *arguments))
+            process = forker.start(*command, given)
         try:
-            assert process.stderr is not None
             found = None
             while found is None and (line := process.stderr.readline()):
                 found = re.search(r"listening on (https?://[^\s\"]+)", line)

@@ -147,7 +147,7 @@ def test_no_scraper_a_slow_one_one_that_leaves_and_many_at_once_disturb_nobody(
             return [httpx.post(f"{url}/generate", json=body, timeout=20).json()["generated_text"] for body in bodies]
 
         alone = texts(6)  # nobody has scraped yet
-        slow, leaving = ([socket.create_connection(address) for _ in range(8)] for _ in range(2))
+        slow, leaving = ([socket.create_connection(address) for _ in range(number)] for number in (2, 8))
         for connection in slow:
             connection.setblocking(False)
             connection.send(400 * scrape)  # megabytes of answers that it never reads

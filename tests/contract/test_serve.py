@@ -16,7 +16,7 @@ Serve = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 
 
 def test_it_serves_until_it_is_interrupted(settings: Settings, mera_serve: Serve, tmp_path: Path) -> None:
-    with mera_serve("--port", "0", MERA_STORE=str(tmp_path), MERA_MAX_REQUESTS="4") as (process, address):
+    with mera_serve("--port", "0", fresh=True, MERA_STORE=str(tmp_path), MERA_MAX_REQUESTS="4") as (process, address):
         assert httpx.get(f"{address}/health/live").status_code == 200
         deadline = time.monotonic() + 60
         while httpx.get(f"{address}/health/ready").status_code != 200 and time.monotonic() < deadline:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from merasteer.engine import Engine, EngineConfig, LoadedModel, packing
+from merasteer.engine import Engine, EngineConfig, LoadedModel, packing, wrap_model
 from merasteer.engine.packing import _rounded, can_pack, packed, warm_up
-from merasteer.types import GenerationRequest
+from merasteer.types import GenerationRequest, Policy, PredictedError, SteeringVectors
 
 from .conftest import tiny
 
@@ -34,8 +37,10 @@ def test_products_are_the_same_and_weights_come_back(dtype: torch.dtype, close: 
     with torch.no_grad():
         plain = model(ids).logits
         with packed(model):
-            assert model.model.layers[0].mlp.gate_proj.weight.numel() == 0  # the plain one is not held twice
-            assert model.lm_head.weight.numel() == (300 * 48 if tied else 0)  # but for what the embedding holds too
+            packs = can_pack(model)  # then the plain one is not held twice, but for what the embedding holds too
+            assert model.model.layers[0].mlp.gate_proj.weight.numel() == (0 if packs else 100 * 48)
+            assert model.lm_head.weight.numel() == (0 if packs and not tied else 300 * 48)
+            assert packs or torch.equal(model(ids).logits, plain)
             torch.testing.assert_close(model(ids).logits, plain, atol=close, rtol=close)
         assert torch.equal(model(ids).logits, plain)
     after = model.state_dict()
@@ -63,6 +68,56 @@ def test_an_engine_packs_and_gives_back() -> None:
             answers.append(engine.submit(request).result(30).tokens)
     assert answers[0] == answers[1]
     assert all(torch.equal(before[name], value) for name, value in loaded.model.state_dict().items())
+
+
+def test_this_cpu_packs_what_it_has_instructions_for() -> None:
+    """float32 wherever there is oneDNN; bfloat16 with AVX-512, unless oneDNN is told to do without."""
+    assert can_pack(small(torch.float32, tied=True))
+    has = torch.cpu.get_capabilities()
+    if "ONEDNN_MAX_CPU_ISA" not in os.environ and all(has.get(f"avx512_{part}") for part in ("bw", "vl", "dq")):
+        assert can_pack(small(torch.bfloat16, tied=True))
+    assert not can_pack(small(torch.float64, tied=True))
+
+
+@pytest.fixture
+def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """oneDNN as on a CPU without AVX-512: nothing in bfloat16."""
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+
+    def refuse(weight: torch.Tensor, rows: int) -> torch.Tensor:
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError(
+                "mkldnn_reorder_linear_weight: bf16 path needs a cpu with avx512bw, avx512vl and avx512dq"
+            )
+        return reorder(weight, rows)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
+    packing._packs.cache_clear()
+    yield
+    packing._packs.cache_clear()
+
+
+@pytest.mark.usefixtures("without_bfloat16")
+def test_what_the_cpu_cannot_pack_is_served_from_plain_weights(make_vectors: Callable[..., SteeringVectors]) -> None:
+    whole, short = tiny("llama"), tiny("llama")
+    short = wrap_model(short.model.to(torch.bfloat16), short.tokenizer, "tiny-bfloat16")
+    prompts = [tuple(range(first, first + 12)) for first in range(5, 45, 10)]
+    requests = [GenerationRequest(prompt, 6, policy) for prompt in prompts for policy in (Policy("v", 0.2), None)]
+    found: dict[tuple[str, bool], list[tuple[tuple[int, ...], PredictedError | None]]] = {}
+    for loaded in (whole, short):
+        size = loaded.model.lm_head.weight.numel()
+        for pack in (True, False):
+            with Engine(loaded, EngineConfig(pack_weights=pack, warm_up=True, max_batch_tokens=32)) as engine:
+                assert loaded.model.lm_head.weight.numel() == (0 if pack and loaded is whole else size)
+                engine.register("v", make_vectors(3, "residual"))
+                answers = [engine.submit(request).result(60) for request in requests]
+            found[loaded.dtype, pack] = [(answer.tokens, answer.predicted_error) for answer in answers]
+    assert found["bfloat16", True] == found["bfloat16", False]
+    assert [tokens for tokens, _ in found["float32", True]] == [tokens for tokens, _ in found["float32", False]]
+    steered = [error for _, error in found["bfloat16", True] if error is not None]
+    assert len(steered) == len(prompts)
+    assert any(error.before > 0.3 for error in steered)
+    assert all(error.after < 0.25 for error in steered)
 
 
 def test_a_start_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Run by test_crashes.py in a fresh interpreter: forks processes that publish, and kills them where it is told to.
+"""Run by test_crashes.py in a process of its own: forks processes that publish, and kills them where it is told to.
 
 usage: publisher.py crash ROOT      one child per call of fsync, rename, replace or mkdir, killed just before that call
        publisher.py race ROOT       processes publishing at once

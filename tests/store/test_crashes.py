@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import safetensors.torch
 
 from merasteer.store import ModelIdentity, latest, scan
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one thread: forking is safe
+from ..forking import Forker
 
 
 def _save(root: Path, i: int, parts: Any) -> None:
@@ -19,19 +17,20 @@ def _save(root: Path, i: int, parts: Any) -> None:
     safetensors.torch.save_file(parts.tensors, root / f"parts-{i}.safetensors")
 
 
-def _run(root: Path, mode: str) -> Any:
-    command = [sys.executable, str(Path(__file__).with_name("publisher.py")), mode, str(root)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=True)
-    return json.loads(done.stdout)
+def _run(forker: Forker, root: Path, mode: str) -> Any:
+    process = forker.start(Path(__file__).with_name("publisher.py"), [mode, str(root)], os.environ)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return json.loads(said)
 
 
 def test_killed_at_any_point_the_store_is_as_before_or_complete(
-    make: Any, tmp_path: Path, identity: ModelIdentity
+    make: Any, tmp_path: Path, identity: ModelIdentity, forker: Forker
 ) -> None:
     before = make(0).publish(tmp_path / "before").name
     after = make(1).publish(tmp_path / "elsewhere").name
     _save(tmp_path, 1, make(1))
-    found = _run(tmp_path, "crash")
+    found = _run(forker, tmp_path, "crash")
     assert found["exit"] == 0
     assert found["killed"] >= 11  # 4 fsyncs, rename, 3 fsyncs; fsync, replace, fsync of `latest`; and the mkdirs
     outcomes = []
@@ -50,11 +49,13 @@ def test_killed_at_any_point_the_store_is_as_before_or_complete(
     assert outcomes == sorted(outcomes, key=lambda outcome: (outcome[0], outcome[1] == after))
 
 
-def test_processes_that_publish_at_once_lose_nothing(make: Any, tmp_path: Path, identity: ModelIdentity) -> None:
+def test_processes_that_publish_at_once_lose_nothing(
+    make: Any, tmp_path: Path, identity: ModelIdentity, forker: Forker
+) -> None:
     names = {make(i).publish(tmp_path / "elsewhere").name for i in range(5)}
     for i in range(5):
         _save(tmp_path, i, make(i))
-    assert _run(tmp_path, "race") == [0, 0, 0, 0]
+    assert _run(forker, tmp_path, "race") == [0, 0, 0, 0]
     entries = scan([tmp_path / "store"], identity)
     assert {entry.path.name for entry in entries if entry.status == "loaded"} == names
     assert len(entries) == 5

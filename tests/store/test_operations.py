@@ -19,15 +19,24 @@ import safetensors.torch
 from merasteer.errors import InvalidInput
 from merasteer.store import ModelIdentity, latest, scan
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one thread: forking is safe
+from ..forking import Forker
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # forking is safe
 FULL = re.compile(
     r"store: \S+ cannot be written \([^)]+\); free some space \(mera probes gc\), or give another folder\n"
 )
 Torture = Callable[..., Any]
 
 
+def ended(process: Any) -> Any:
+    """What a process that went well has printed."""
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return json.loads(said)
+
+
 @pytest.fixture
-def torture(make: Any, identity: ModelIdentity, tmp_path: Path) -> Torture:
+def torture(make: Any, identity: ModelIdentity, tmp_path: Path, forker: Forker) -> Torture:
     """Runs torture.py in the test's folder, or in one that `before` makes a command for."""
 
     def run(mode: str, *more: str, root: Path = tmp_path, before: tuple[str, ...] = (), **environment: str) -> Any:
@@ -38,12 +47,11 @@ def torture(make: Any, identity: ModelIdentity, tmp_path: Path) -> Torture:
         (root / "parts-0.json").write_text(json.dumps(facts))
         (root / "identity.json").write_text(json.dumps(identity.manifest()))
         safetensors.torch.save_file(parts.tensors, root / "parts-0.safetensors")
-        command = [*before, sys.executable, str(Path(__file__).with_name("torture.py")), mode, str(root), *more]
-        done = subprocess.run(
-            command, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        script, given = Path(__file__).with_name("torture.py"), {**os.environ, **environment}
+        if not before:
+            return ended(forker.start(script, [mode, str(root), *more], given))
+        command = [*before, sys.executable, str(script), mode, str(root), *more]
+        return ended(subprocess.Popen(command, env=given | ONE_THREAD, stdout=-1, stderr=-1, text=True))
 
     return run
 
@@ -56,7 +64,7 @@ def test_readers_see_a_complete_store_while_two_processes_publish(torture: Tortu
         assert looks > 5
         assert seen > 1
     expected = set()
-    for seed in range(101):
+    for seed in range(51):
         parts = make(0)
         parts.manifest["seeds"] = {"fit": seed}
         expected.add(parts.publish(tmp_path / "elsewhere").name)

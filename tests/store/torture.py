@@ -1,4 +1,4 @@
-"""Run by test_operations.py in a fresh interpreter: crowds, kills at random times, and disks that are full.
+"""Run by test_operations.py in a process of its own: crowds, kills at random times, and disks that are full.
 
 usage: torture.py crowd ROOT             two processes publish, others read all the while
        torture.py kill ROOT TIMES        a process that publishes and collects, killed at random times
@@ -56,7 +56,7 @@ def finished(child: int) -> int:
 
 
 def crowd() -> object:
-    """Two writers of 60 artifacts, 20 of them the same; three readers. Every reader leaves what it found in a file."""
+    """Two writers of 30 artifacts, 10 of them the same; three readers. Every reader leaves what it found in a file."""
     send(0)
 
     def read(name: str) -> None:
@@ -68,7 +68,7 @@ def crowd() -> object:
         (ROOT / name).write_text(json.dumps([looks, found, len(seen)]))
 
     readers = [fork(lambda i=i: read(f"reader-{i}")) for i in range(3)]
-    writers = [fork(lambda first=first: [send(seed) for seed in range(first, first + 60)]) for first in (1, 41)]
+    writers = [fork(lambda first=first: [send(seed) for seed in range(first, first + 30)]) for first in (1, 21)]
     codes = [finished(writer) for writer in writers]
     (ROOT / "over").touch()
     codes += [finished(reader) for reader in readers]

@@ -194,6 +194,11 @@ class SteeringManager(ContinuousBatchingManager):
         if thread is not None:
             thread.join()
 
+    def join(self, stop_trigger_time: float, timeout: float | None = None) -> None:
+        """Blocks until the thread that was told to stop has; woken, an idle loop notices at once."""
+        self.wake()
+        super().join(stop_trigger_time, timeout)
+
     def wake(self) -> None:
         """Makes an idle loop look for work at once."""
         self._wake_up_loop.set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,18 +25,16 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether the installed torch has what it takes, and the weights are whole, not one rank's part."""
-    if any(type(parameter.data) is not torch.Tensor for parameter in model.parameters()):
-        return False
-    ops = torch.ops.mkldnn
-    available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return available and all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+    """Whether the weights are whole, not one rank's part, and of a dtype that this CPU multiplies by when packed."""
+    parameters = [parameter.data for parameter in model.parameters()]
+    return all(type(data) is torch.Tensor for data in parameters) and any(_packs(data.dtype) for data in parameters)
 
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
     """Inside, every `nn.Linear` of a model on a CPU multiplies by its packed weight, and does not hold the plain one.
 
+    A weight of a dtype that this CPU cannot multiply by when packed stays as it is, and so does its product.
     Mutates the modules; afterwards, whatever happens, each has its own weight again, bit for bit. A weight that another module holds
     too (tied to the embedding) is packed beside the plain one.
     """
@@ -45,7 +43,7 @@ def packed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         holders = _holders(model)
         for module in model.modules():
-            if type(module) is nn.Linear and module.weight.dtype in _DTYPES and module.weight.device.type == "cpu":
+            if type(module) is nn.Linear and module.weight.device.type == "cpu" and _packs(module.weight.dtype):
                 _pack(module, stack, tied=holders[module.weight.data_ptr()] > 1)
         yield
 
@@ -67,6 +65,24 @@ def warm_up(model: Any, rows: int, requests: int, seconds: float = 5.0) -> None:
                 return
             if module is not head or count <= _rounded(requests):
                 module(torch.zeros(1, count, module.in_features, dtype=model.dtype))
+
+
+@cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether one small packed product works, tried once per dtype.
+
+    Only the trial tells: the operators exist in every build with oneDNN, and raise where the CPU lacks the instructions of a dtype
+    (bfloat16: AVX-512 or AVX-NE-CONVERT).
+    """
+    if dtype not in _DTYPES:
+        return False
+    try:
+        weight = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype), _ROWS)
+        _multiply(weight, None, torch.zeros(1, 1, 16, dtype=dtype))
+        weight.to_dense()
+    except (AttributeError, RuntimeError):  # no such operator; or none for this dtype on this CPU
+        return False
+    return True
 
 
 def _holders(model: nn.Module) -> dict[int, int]:
