@@ -23,7 +23,8 @@ const form = {
     $("method").replaceChildren(...(task?.methods ?? ["none"]).map((name) => make("option", { value: name }, METHODS[name][0])));
     $("method").disabled = task === null;
     $("alpha").placeholder = alphaShort(task?.alpha ?? null);
-    $("budget").value = Math.min(task?.max_new_tokens ?? 32, this.limit);
+    const own = task === null ? 32 : task.max_new_tokens; // null: the answer ends with its label
+    $("budget").value = own === null ? "" : Math.min(own, this.limit);
     $("mode").hidden = task === null;
     const examples = task?.examples ?? [];
     $("example-row").hidden = !examples.length;

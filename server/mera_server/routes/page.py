@@ -83,7 +83,7 @@ def _task(row: TaskReply, catalog: Catalog, examples: list[dict[str, Any]]) -> d
     task = catalog.task(row.name) if probe is None else probe.task
     fields = fields_of(task.template)
     return row.model_dump() | {
-        "template": task.template,
+        "template": catalog.prompter(task).template or task.template,
         "fields": fields,
         "max_new_tokens": _budget(task),
         "layers": [] if probe is None else probe.active,
@@ -93,8 +93,10 @@ def _task(row: TaskReply, catalog: Catalog, examples: list[dict[str, Any]]) -> d
     }
 
 
-def _budget(task: ServedTask) -> int:
-    """The tokens that the page asks for unless told otherwise: enough to watch, where more than the task's own change nothing."""
+def _budget(task: ServedTask) -> int | None:
+    """The tokens that the page asks for unless told otherwise: those of the label (null), or enough to watch where more change nothing."""
+    if task.choose == "labels":
+        return None
     return task.max_new_tokens if task.position == "exact" else max(8, task.max_new_tokens)
 
 
