@@ -160,6 +160,28 @@ def test_a_template_that_refuses_is_an_error(task, chatty):
     assert "the chat template of the model refuses" in str(check(task(), chatty("broken"), 1000).error)
 
 
+@pytest.mark.parametrize(
+    ("labels", "written"), [(("very good", "so so", "very bad"), str), ((1, 2, 3), str), ((1, 2, 3), "{} ".format)]
+)
+def test_a_sorted_csv_with_byte_order_marks_is_fit_for_a_run(tmp_path, chatty, labels, written):
+    rows = "".join(f'"review {n}, of {label}",{written(label)}\r\n' for label in labels for n in range(40))
+    (tmp_path / "rows.csv").write_text(f"\ufefftext,grade\r\n{rows}", encoding="utf-8", newline="")
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        f"\ufeffname = 'mine'\nlabels = {json.dumps(labels)}\n[prompt]\ntemplate = 'How is {{text}}?'\nchat = 'auto'\nexamples = 3\n"
+        "[data]\npath = 'rows.csv'\nlabel = 'grade'\n[splits]\ntrain = 60\ncalibration = 24\ntest = 24\n",
+        encoding="utf-8",
+    )
+    found = check(load_task(file), chatty("chatml"), 1000, least_train=40)
+    assert found.error is None
+    assert not lines(found, "warning")
+    assert "train: 60 rows in a random order (" + ", ".join(f"{label} 20" for label in labels) + ")" in found.lines
+    if "so so" in labels:  # "very good" and "very bad" part behind their first word
+        assert any(line.endswith("(decided at token 1, 2, 6, 7)") for line in found.lines if line.startswith("  very bad: "))
+    file.write_text(file.read_text() + "shuffle = false\n")
+    assert "set shuffle = true under [splits]" in str(check(load_task(file)).error)
+
+
 def test_no_row_moves_the_cursor():
     assert shown_text("a\x1b[2Jb\u200b\r\nπ") == "a\\x1b[2Jb\\u200b\\r\nπ"
 
