@@ -18,6 +18,8 @@ from merasteer import demo
 from merasteer.demo.paths import MODEL
 from merasteer.store import latest, load
 from merasteer.tasks import builtin_names, fields_of, load_task
+from merasteer.tasks.answer import ANSWER_KEYS
+from merasteer.tasks.schema import PROMPT_KEYS, SPLIT_KEYS
 from merasteer.tasks.source import SOURCE_KEYS
 
 
@@ -47,10 +49,15 @@ def test_the_walk(
     Path("inbox.toml").write_text(task, encoding="utf-8")
     exec(compile(more, "docs/adding-a-task.md", "exec"), {})
     assert len(task.splitlines()) <= 22
-    show, run, serve = commands(page)
+    show, check, run, serve = commands(page)
 
     assert main(show) == 0
     assert json.loads(capsys.readouterr().out)["labels"] == ["keep", "junk"]
+
+    assert main(check) == 0
+    (shown,) = blocks(page, "text")
+    for wanted, line in zip(shown.splitlines(), capsys.readouterr().out.splitlines(), strict=True):
+        assert line.startswith(wanted.removesuffix("…")) if wanted.endswith("…") else line == wanted
 
     assert main(run) == 0
     report = json.loads(Path("report.json").read_text(encoding="utf-8"))
@@ -85,8 +92,10 @@ def test_the_walk(
 
 
 def test_the_tables_name_every_key_and_every_built_in_task(page: str) -> None:
-    keys = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page.split("| key |")[1].split("\n\n")[0], re.MULTILINE)
-    assert sorted(re.findall(r"\w+", " ".join(keys))) == sorted(SOURCE_KEYS)
+    tables = [part.split("\n\n")[0] for part in page.split("| key |")[1:]]
+    keys = [re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", table, re.MULTILINE) for table in tables]
+    found = [sorted(re.findall(r"\w+", " ".join(names))) for names in keys]
+    assert found == [sorted(names) for names in ((*PROMPT_KEYS, *ANSWER_KEYS), SPLIT_KEYS, SOURCE_KEYS)]
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", page.split("| built-in task |")[1], re.MULTILINE)
     assert sorted(name for name, *_ in rows) == list(builtin_names())
     columns = hub = ""

@@ -155,7 +155,8 @@ def test_shares_agree_with_a_plain_largest_remainder_where_no_bound_acts():
     [
         (mixed(60, blocks=True), {"shuffle": False},
          "splits.train: no row of 'spam' among 40 (rows here of those in the file: ham 40 of 60, spam 0 of 60); set shuffle = true"),
-        (mixed(100, 2), {}, "splits.calibration: no row of 'spam' among 20 (rows here of those in the file: ham 20 of 100, spam 0 of 2); add rows of it (3 at least, one for each split), or remove the label"),
+        (mixed(100, 2), {}, "splits.calibration: no row of 'spam' among 20 (rows here of those in the file: ham 20 of 100, spam 0 of 2); "
+         "add rows of it (3 at least, one for each split), or remove the label"),
         (mixed(100, 20), {"test": 1}, "splits.test: no row of 'spam' among 1 "),
         (mixed(100, 20), {"test": 1}, "; enlarge this split"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from merasteer.tasks.chat import Tokenizer
+from merasteer.tasks.checking import Check, check
 from merasteer.tasks.drawing import draw_examples
 from merasteer.tasks.labels import resolve
 from merasteer.tasks.loading import builtin_names, load_task
@@ -13,10 +14,12 @@ from merasteer.tasks.rows import Row, read_rows
 from merasteer.tasks.splits import check_disjoint, make_splits, split, unevenness
 
 __all__ = [
+    "Check",
     "Prompter",
     "Row",
     "Tokenizer",
     "builtin_names",
+    "check",
     "check_disjoint",
     "content_digest",
     "demonstrations",

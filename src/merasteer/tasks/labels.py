@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from merasteer.errors import BadTask
 from merasteer.tasks.chat import Tokenizer, has_template, turn_end
@@ -25,8 +27,9 @@ def resolve(task: Task, tokenizer: Tokenizer, examples: Sequence[tuple[str, str]
             f"task {task.name!r}: prompt.chat: true, but the tokenizer of this model has no chat template; "
             f'set chat = "auto" or false, or take a model that was tuned to chat'
         )
-    variants = tuple(_variants(task, index, tokenizer) for index in range(len(task.labels)))
-    _check_owners(task, variants, tokenizer)
+    writer = _Writer(task, tokenizer)
+    variants = tuple(writer.label(index) for index in range(len(task.labels)))
+    _check_owners(task, variants, writer)
     return ServedTask(
         name=task.name,
         labels=task.labels,
@@ -42,47 +45,56 @@ def resolve(task: Task, tokenizer: Tokenizer, examples: Sequence[tuple[str, str]
     )
 
 
-def _variants(task: Task, index: int, tokenizer: Tokenizer) -> tuple[Tokens, ...]:
-    spellings = task.variants[index]
-    found = dict.fromkeys(tokens for spelling in spellings for tokens in _tokens(task, spelling, tokenizer))
-    if not found:
-        spelt = ", ".join(map(repr, spellings[:6]))
-        kind, remedy = (
-            ("is a single token of this tokenizer", "add a spelling that is")
-            if task.choose == "free"
-            else (
-                f"can be written with this tokenizer in up to {MAX_LABEL_TOKENS} tokens, none unknown or special",
-                "add a spelling that can",
+@dataclass(frozen=True, eq=False)
+class _Writer:
+    """Writes spellings as tokens, in the way that the task's answers are read."""
+
+    task: Task
+    tokenizer: Tokenizer
+
+    def label(self, index: int) -> tuple[Tokens, ...]:
+        """The sequences of one label. Raises BadTask where there is none."""
+        spellings = self.task.variants[index]
+        found = dict.fromkeys(tokens for spelling in spellings for tokens in self.spelling(spelling))
+        if not found:
+            spelt = ", ".join(map(repr, spellings[:6]))
+            raise BadTask(
+                f"task {self.task.name!r}: variants.{self.task.labels[index]}: none of {spelt} {self._asked_for}"
             )
+        return tuple(found)
+
+    def spelling(self, spelling: str) -> list[Tokens]:
+        """The sequences of one spelling, none where it cannot be an answer."""
+        if self.task.choose == "free":  # known by one token, as the model writes it
+            alone = tuple(self.tokenizer.encode(spelling, add_special_tokens=False))
+            return [alone] if len(alone) == 1 and alone[0] != self.tokenizer.unk_token_id else []
+        return [tokens for tokens in sequences(spelling, self.tokenizer) if usable(tokens, self._never)]
+
+    @cached_property
+    def _never(self) -> frozenset[int | None]:
+        return not_text(self.tokenizer)
+
+    @property
+    def _asked_for(self) -> str:
+        if self.task.choose == "free":
+            return "is a single token of this tokenizer; add a spelling that is"
+        return (
+            f"can be written with this tokenizer in up to {MAX_LABEL_TOKENS} tokens, none unknown or special; "
+            f"add a spelling that can"
         )
-        raise BadTask(f"task {task.name!r}: variants.{task.labels[index]}: none of {spelt} {kind}; {remedy}")
-    return tuple(found)
 
 
-def _tokens(task: Task, spelling: str, tokenizer: Tokenizer) -> list[Tokens]:
-    if task.choose == "free":  # known by one token, as the model writes it
-        alone = tuple(tokenizer.encode(spelling, add_special_tokens=False))
-        return [alone] if len(alone) == 1 and alone[0] != tokenizer.unk_token_id else []
-    never = not_text(tokenizer)
-    return [tokens for tokens in sequences(spelling, tokenizer) if usable(tokens, never)]
-
-
-def _check_owners(task: Task, variants: tuple[tuple[Tokens, ...], ...], tokenizer: Tokenizer) -> None:
+def _check_owners(task: Task, variants: tuple[tuple[Tokens, ...], ...], writer: _Writer) -> None:
     owner: dict[Tokens, str] = {}
-    for label, sequences_ in zip(task.labels, variants, strict=True):
-        for tokens in sequences_:
+    for label, spellings, found in zip(task.labels, task.variants, variants, strict=True):
+        for tokens in found:
             if owner.setdefault(tokens, label) != label:
                 what = f"token {tokens[0]}" if len(tokens) == 1 else f"the tokens {list(tokens)}"
+                spelt = next(spelling for spelling in spellings if tokens in writer.spelling(spelling))
                 raise BadTask(
-                    f"task {task.name!r}: variants: labels {owner[tokens]!r} and {label!r} both claim {what} "
-                    f"({_spelling(task, label, tokens, tokenizer)!r}); give each spellings of its own"
+                    f"task {task.name!r}: variants: labels {owner[tokens]!r} and {label!r} both claim {what} ({spelt!r}); "
+                    f"give each spellings of its own"
                 )
-
-
-def _spelling(task: Task, label: str, tokens: Tokens, tokenizer: Tokenizer) -> str:
-    """The variant of `label` that became `tokens`."""
-    spellings = task.variants[task.labels.index(label)]
-    return next(spelling for spelling in spellings if tokens in _tokens(task, spelling, tokenizer))
 
 
 def _end(task: Task, variants: tuple[tuple[Tokens, ...], ...], tokenizer: Tokenizer, chat: bool) -> int | None:

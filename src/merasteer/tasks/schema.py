@@ -14,8 +14,10 @@ from merasteer.tasks.source import SOURCE_KEYS, source
 from merasteer.tasks.table import Table, shown
 from merasteer.types import TOO_LONG, SplitSizes, Task
 
-__all__ = ["SAFE_NAME", "default_variants", "parse"]
+__all__ = ["PROMPT_KEYS", "SAFE_NAME", "SPLIT_KEYS", "default_variants", "parse"]
 
+PROMPT_KEYS = ("template", "chat", "system", "examples")
+SPLIT_KEYS = ("train", "calibration", "test", "shuffle", "seed", "too_long")
 # A task's name is a folder of the store and a file of the search folders.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
@@ -30,7 +32,7 @@ def parse(file: Path, raw: Mapping[str, Any]) -> Task:
         )
     labels = top.strings("labels", 2, 'name the classes, as in labels = ["ham", "spam"]', numbers=True)
     variants = _variants(top, labels)
-    prompt = top.table("prompt", ("template", "chat", "system", "examples"))
+    prompt = top.table("prompt", PROMPT_KEYS)
     template = _template(prompt)
     chat = _chat(prompt)
     how = answer(top.table("answer", ANSWER_KEYS))
@@ -112,8 +114,7 @@ def _system(prompt: Table, chat: bool | None) -> str | None:
 
 
 def _splits(top: Table) -> SplitSizes:
-    keys, default = ("train", "calibration", "test", "shuffle", "seed", "too_long"), SplitSizes()
-    table = top.table("splits", keys)
+    table, default = top.table("splits", SPLIT_KEYS), SplitSizes()
     shuffle = table.get("shuffle", bool)
     return SplitSizes(
         train=table.integer("train", default.train, 1),
