@@ -90,7 +90,9 @@ def compare(job: Job, found: list[tuple[SteeringVectors, Policy]]) -> None:
         assert list(answer.tokens) == truth.tokens
         assert answer.steering.steered_cells == len(truth.moved)
         assert truth.logits is not None
-        classes = torch.stack([truth.logits[[token for (token,) in ids]].max() for ids in job.served.variants]).softmax(-1)
+        classes = torch.stack([truth.logits[[token for (token,) in ids]].max() for ids in job.served.variants]).softmax(
+            -1
+        )
         assert answer.answer.probabilities == pytest.approx(classes.tolist(), abs=1e-4)
     assert any(answer.steering.steered_cells for _, _, answer in answers), "nothing moved: the comparison said nothing"
 

@@ -75,7 +75,7 @@ def answered(engine: Engine, requests):
 
 def test_labels_that_share_tokens_are_scored_as_by_passes_of_their_own(family, prompts, make_vectors, plain):
     """Every family: batch = alone = plain, with and without steps, evicted, chunked and with shared prompts."""
-    name, loaded = family
+    _, loaded = family
     v = make_vectors(3, "residual")
     policies = (None, Policy("v", 0.3), Policy("v", 0.4, positions="all"), Policy("v", 0.3, positions="last"))
     asked = [

@@ -82,9 +82,7 @@ class Draws:
 
     def apply(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """`choose` for rows (R, V) of these slots; position (R,) is that of what is chosen."""
-        return choose(
-            scores, self.temperature[slots], self.top_k[slots], self.top_p[slots], self.seed[slots], position
-        )
+        return choose(scores, self.temperature[slots], self.top_k[slots], self.top_p[slots], self.seed[slots], position)
 
     def pick(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Which is chosen of a few scores (R, C), by each slot's own sampling: (R,)."""

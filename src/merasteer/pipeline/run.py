@@ -9,6 +9,7 @@ from pathlib import Path
 
 from merasteer.engine import LoadedModel
 from merasteer.errors import InvalidInput
+from merasteer.pipeline.ahead import check_store, tell
 from merasteer.pipeline.calibrate import calibrate
 from merasteer.pipeline.collect import collect
 from merasteer.pipeline.evaluate import evaluate
@@ -47,6 +48,8 @@ def run(
     write the report to. Equal inputs publish an artifact of equal digest on one machine.
     """
     job = prepare(model, task, Path(store), options or Options(), data=data, search=search, loading=loading)
+    check_store(job)
+    tell(job)
     found = run_job(job, until, bars)
     if found is not None and report is not None:
         write_report(Path(report), found)

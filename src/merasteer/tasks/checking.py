@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from merasteer.errors import BadSplits, MeraError
+from merasteer.method.trie import branches
 from merasteer.tasks.chat import Tokenizer
 from merasteer.tasks.drawing import draw_examples
 from merasteer.tasks.labels import resolve
 from merasteer.tasks.prompting import Prompter, demonstrations
 from merasteer.tasks.prompts import literals_of
 from merasteer.tasks.reading import distinct, read_examples
-from merasteer.tasks.spelling import branches
 from merasteer.tasks.splits import class_counts, split, unevenness
 from merasteer.types import Example, ServedTask, Splits, Task, Tokens
 

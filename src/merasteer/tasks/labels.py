@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from merasteer.errors import BadTask
+from merasteer.method.trie import begins_another
 from merasteer.tasks.chat import Tokenizer, has_template, turn_end
-from merasteer.tasks.spelling import begins_another, not_text, sequences, usable
+from merasteer.tasks.spelling import not_text, sequences, usable
 from merasteer.types import MAX_LABEL_TOKENS, ServedTask, Task, Tokens
 
 __all__ = ["resolve"]

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from merasteer.tasks.chat import Message, Tokenizer, mark, render_chat, takes_system
-from merasteer.tasks.prompts import in_order, literals_of, render
+from merasteer.tasks.prompts import in_order, literals_of, render, slots_of
 from merasteer.types import Example, ServedTask, Task
 
 __all__ = ["Prompter", "demonstrations"]
@@ -61,6 +61,15 @@ class Prompter:
         False for every text where the chat template changes what it is given, so that no literal part can be told.
         """
         return self._literals is not None and in_order(self._literals, text)
+
+    @property
+    def template(self) -> str | None:
+        """The whole prompt as a template of its own, None where `matches` is false for every text."""
+        if self._literals is None:
+            return None
+        first, *others = (part.replace("{", "{{").replace("}", "}}") for part in self._literals)
+        names = slots_of(self.task.template)
+        return first + "".join(f"{{{name}}}{after}" for name, after in zip(names, others, strict=True))
 
     def tokens(self, rendered: str) -> tuple[int, ...]:
         """Token ids of the whole prompt of a template that is rendered already."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from merasteer.errors import InvalidInput, UnknownField
 
-__all__ = ["CHOICES", "fields_of", "in_order", "literals_of", "matches", "render"]
+__all__ = ["CHOICES", "fields_of", "in_order", "literals_of", "matches", "render", "slots_of"]
 
 CHOICES = "choices"
 
@@ -57,6 +57,15 @@ def literals_of(template: str) -> tuple[str, ...]:
     ('Is ', ' {spam}?')
     """
     return _split(template)[0]
+
+
+def slots_of(template: str) -> tuple[str, ...]:
+    """The field in each place of the template, one less than there are literal parts.
+
+    >>> slots_of("{text} or {text}?")
+    ('text', 'text')
+    """
+    return _split(template)[1]
 
 
 def in_order(literals: tuple[str, ...], text: str) -> bool:

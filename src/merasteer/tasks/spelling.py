@@ -1,14 +1,11 @@
-"""Spellings as token sequences, and where choosing among them branches."""
+"""Spellings as token sequences."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from itertools import pairwise
 
 from merasteer.tasks.chat import Tokenizer, controls
 from merasteer.types import MAX_LABEL_TOKENS, Tokens
 
-__all__ = ["begins_another", "branches", "not_text", "sequences", "usable"]
+__all__ = ["not_text", "sequences", "usable"]
 
 _ANCHOR = "\n"
 
@@ -35,26 +32,6 @@ def usable(tokens: Tokens, never: frozenset[int | None]) -> bool:
 def not_text(tokenizer: Tokenizer) -> frozenset[int | None]:
     """Tokens that are no part of an answer: the unknown one, and those that end or frame a text."""
     return controls(tokenizer) | {tokenizer.unk_token_id}
-
-
-def begins_another(variants: Iterable[Tokens]) -> bool:
-    """Whether one of the sequences is a proper beginning of another."""
-    ordered = sorted(set(variants))  # a beginning stands directly before the first sequence that it begins
-    return any(longer[: len(short)] == short for short, longer in pairwise(ordered))
-
-
-def branches(variants: Iterable[Tokens], end: int | None) -> dict[Tokens, tuple[int, ...]]:
-    """Where a choice is made: beginning -> the tokens permitted there, two or more; `end` where a sequence ends that others go on from."""
-    nodes: dict[Tokens, dict[int, None]] = {}
-    complete = set(variants)
-    for tokens in sorted(complete):
-        for at, token in enumerate(tokens):
-            nodes.setdefault(tokens[:at], {})[token] = None
-    if end is not None:
-        for beginning, permitted in nodes.items():
-            if beginning in complete:
-                permitted[end] = None
-    return {beginning: tuple(permitted) for beginning, permitted in nodes.items() if len(permitted) > 1}
 
 
 def _encode(text: str, tokenizer: Tokenizer) -> Tokens:
