@@ -177,7 +177,9 @@ def test_a_sorted_csv_with_byte_order_marks_is_fit_for_a_run(tmp_path, chatty, l
     assert not lines(found, "warning")
     assert "train: 60 rows in a random order (" + ", ".join(f"{label} 20" for label in labels) + ")" in found.lines
     if "so so" in labels:  # "very good" and "very bad" part behind their first word
-        assert any(line.endswith("(decided at token 1, 2, 3, 6, 7)") for line in found.lines if line.startswith("  very bad: "))
+        assert any(
+            line.endswith("(decided at token 1, 2, 3, 6, 7)") for line in found.lines if line.startswith("  very bad: ")
+        )
     file.write_text(file.read_text() + "shuffle = false\n")
     assert "set shuffle = true under [splits]" in str(check(load_task(file)).error)
 
