@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from merasteer.errors import BadSplits, BadTask
-from merasteer.method.trie import begins_another, branches
 from merasteer.tasks import check, load_task
 from merasteer.tasks.checking import shown_text
+from merasteer.method.trie import begins_another, branches
 from merasteer.types import DataSource, SplitSizes, Task
 
 LABELS = ("ham", "spam")
@@ -178,7 +178,7 @@ def test_a_sorted_csv_with_byte_order_marks_is_fit_for_a_run(tmp_path, chatty, l
     assert "train: 60 rows in a random order (" + ", ".join(f"{label} 20" for label in labels) + ")" in found.lines
     if "so so" in labels:  # "very good" and "very bad" part behind their first word
         assert any(
-            line.endswith("(decided at token 1, 2, 6, 7)") for line in found.lines if line.startswith("  very bad: ")
+            line.endswith("(decided at token 1, 2, 3, 6, 7)") for line in found.lines if line.startswith("  very bad: ")
         )
     file.write_text(file.read_text() + "shuffle = false\n")
     assert "set shuffle = true under [splits]" in str(check(load_task(file)).error)
