@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from merasteer.engine import Engine, LoadedModel, load_model
 from merasteer.errors import InvalidInput
 
+from ..forking import Forker
 from . import rank
 
 
@@ -26,30 +25,30 @@ def folder(llama: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-def run(folder: Path, out: Path, *fault: str) -> Any:
+def run(forker: Forker, folder: Path, out: Path, *fault: str) -> Any:
     """What rank 0 of two wrote."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("rank.py")), str(folder), str(out), *fault]
+    script, arguments = Path(__file__).with_name("rank.py"), [str(folder), str(out), *fault]
     ranks = [
-        subprocess.Popen(
-            command, env={**os.environ, **shared, "RANK": str(i), "LOCAL_RANK": str(i)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        forker.start(script, arguments, {**os.environ, **shared, "RANK": str(i), "LOCAL_RANK": str(i)})
         for i in range(2)
-    ]  # fmt: skip
+    ]
     try:
-        told = [process.communicate(timeout=120)[0].decode(errors="replace") for process in ranks]
+        for process in ranks:
+            process.wait(120)
     finally:
         for process in ranks:
             process.kill()
+        told = [text for process in ranks for text in process.communicate()]
     assert (out / "answers.json").exists(), "\n".join(told)
     return json.loads((out / "answers.json").read_text())
 
 
-def test_two_ranks_answer_as_one_process_and_hold_the_same_tables(folder: Path, tmp_path: Path) -> None:
-    parallel = run(folder, tmp_path)
+def test_two_ranks_answer_as_one_process_and_hold_the_same_tables(folder: Path, tmp_path: Path, forker: Forker) -> None:
+    parallel = run(forker, folder, tmp_path)
     with Engine(load_model(folder, device="cpu", dtype="float32"), rank.CONFIG) as engine:
         engine.register("a", rank.vectors(1, "residual"))
         engine.register("b", rank.vectors(2, "mlp_input"))
@@ -71,9 +70,11 @@ def test_two_ranks_answer_as_one_process_and_hold_the_same_tables(folder: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["forget", "die"])
-def test_a_rank_that_fails_fails_every_request_and_the_group(folder: Path, tmp_path: Path, fault: str) -> None:
+def test_a_rank_that_fails_fails_every_request_and_the_group(
+    folder: Path, tmp_path: Path, forker: Forker, fault: str
+) -> None:
     """Nobody waits for ever, and nobody is answered unsteered: vectors that one rank lacks, and a rank that dies."""
-    answer = run(folder, tmp_path, fault)
+    answer = run(forker, folder, tmp_path, fault)
     assert answer["dead"]
     assert "failed" in answer
 

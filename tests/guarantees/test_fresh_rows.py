@@ -24,7 +24,7 @@ def built_in() -> LoadedModel:
     return load_model(demo.model_dir())
 
 
-@pytest.mark.parametrize("seed", [11, 12, 13])
+@pytest.mark.parametrize("seed", [11, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (12, 13))])
 def test_two_desks_certify(built_in: LoadedModel, seed: int, tmp_path: Path) -> None:
     task = write_task(tmp_path, "fresh", "Fresh rows.", TEMPLATE, deploy_rows(ROWS, seed), SIZES)
     report = run(built_in, task, tmp_path / "store", Options(seed=seed))

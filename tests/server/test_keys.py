@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from mera_server.cli import main
 from mera_server.keys import SCOPES, Key, KeyRing, find, generate, read
 
 from merasteer.errors import InvalidInput
+
+from ..forking import Forker
 
 
 @pytest.fixture
@@ -121,15 +121,15 @@ def test_a_full_disk_leaves_the_file_as_it_was(
     assert [child.name for child in path.parent.iterdir()] == [path.name]
 
 
-def test_two_processes_that_add_at_once_lose_nothing(path: Path) -> None:
+def test_two_processes_that_add_at_once_lose_nothing(path: Path, forker: Forker) -> None:
     code = (
         "import sys; from mera_server.cli import main\n"
         "sys.exit(any(main(['keys', 'add', f'{sys.argv[1]}{i}', '--keys-file', sys.argv[2]]) for i in range(20)))"
     )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, name, str(path)], stdout=subprocess.DEVNULL) for name in "ab"
-    ]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    processes = [forker.start(code, [name, str(path)], os.environ) for name in "ab"]
+    for process in processes:
+        assert len(process.communicate(60)[0].splitlines()) >= 20
+        assert process.returncode == 0
     assert len(read(path)) == 40
 
 
