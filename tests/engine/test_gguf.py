@@ -292,6 +292,10 @@ def test_tensors_without_a_place_are_refused_by_name(write, llama):
     assert "states rope_freqs.weight" in refused(write(llama, tensors={"rope_freqs.weight": np.full(6, 3, np.float32)}))
 
 
+def test_a_tensor_that_the_file_lacks_is_missed(write, llama):
+    assert "lacks model.layers.1.self_attn.k_proj.weight" in refused(write(llama, drop="blk.1.attn_k.weight"))
+
+
 def test_other_architectures_are_refused(write, llama):
     told = refused(write(llama, more={"general.architecture": "mamba"}))
     assert "architecture 'mamba', which is not read from GGUF; use one of gemma2, gemma3" in told

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from merasteer.engine import Engine, LoadedModel, load_model
 from merasteer.errors import InvalidInput
@@ -84,3 +86,14 @@ def test_parts_need_as_many_processes(folder: Path) -> None:
         load_model(folder, device="cpu", tensor_parallel=2)
     with pytest.raises(InvalidInput, match="device_map"):
         load_model(folder, device_map="cpu", tensor_parallel=2)
+
+
+def test_a_rank_refuses_a_checkpoint_that_lacks_a_tensor(folder: Path, tmp_path: Path) -> None:
+    lame, out = tmp_path / "lame", tmp_path / "out"
+    shutil.copytree(folder, lame)
+    out.mkdir()
+    weights = load_file(lame / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, lame / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AssertionError, match=r"UnsupportedModel.* lacks model\.layers\.1\.mlp\.up_proj\.weight"):
+        run(lame, out)

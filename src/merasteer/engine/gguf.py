@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from merasteer.engine.checkpoints import check_pointer
 from merasteer.engine.gguf_config import ARCHITECTURES, configuration
 from merasteer.engine.hub import first_line
 from merasteer.errors import InvalidInput, UnsupportedModel
@@ -126,7 +127,10 @@ def open_gguf(path: Path) -> GgufFile:
     if find_spec("gguf") is None:
         raise InvalidInput(f"model: {path.name!r} needs the package gguf; pip install 'mera-server[gguf]'")
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(32)
+    check_pointer(path.name, start)
+    if not start:
+        raise InvalidInput(f"model: {path.name!r} is empty; download it again")
     if start[:4] != b"GGUF":
         raise InvalidInput(f"model: {path.name!r} is no GGUF file; download it again, or give a model folder")
     metadata, tensors = _header(path)

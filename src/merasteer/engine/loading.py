@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from merasteer.engine.checkpoints import check_folder, check_loaded, check_weights, quiet
 from merasteer.engine.gguf import is_gguf, open_gguf
 from merasteer.engine.gguf_tokenizer import end_token_ids, tokenizer_of
 from merasteer.engine.hub import fetch, first_line
@@ -17,6 +18,7 @@ from merasteer.errors import InvalidInput, MeraError, UnsupportedModel
 
 __all__ = ["LoadedModel", "load_model", "wrap_model"]
 
+REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # all of it is looked at, and nothing ignored
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -69,12 +71,10 @@ def load_model(
     weights = _dtype(dtype, target)
     source = _source(id_or_dir)
     try:
-        model, tokenizer = (_from_gguf if is_gguf(source) else _from_folder)(
-            source,
-            dtype=weights,
-            device_map=device_map,
-            **({"distributed_config": DistributedConfig(tp_size=tensor_parallel)} if tensor_parallel > 1 else {}),
-        )
+        parts = {"distributed_config": DistributedConfig(tp_size=tensor_parallel)} if tensor_parallel > 1 else {}
+        with quiet():
+            read = _from_gguf if is_gguf(source) else _from_folder
+            model, tokenizer = read(source, dtype=weights, device_map=device_map, **parts)
         check_placement(model, device_map)
         model = model if device_map is not None or tensor_parallel > 1 else model.to(target)
     except MeraError:
@@ -112,12 +112,14 @@ def _from_folder(folder: Path, **how: Any) -> tuple[Any, Any]:
     """A folder's model and tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    files = sorted(path.name for path in folder.glob("*.gguf"))
-    if files and not (folder / "config.json").exists():
-        raise InvalidInput(f"model: {str(folder)!r} holds GGUF files; name one, such as {str(folder / files[0])!r}")
+    check_folder(folder)
     _check_architecture(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    check_weights(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **how)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=False, use_safetensors=True, **REPORT, **how
+    )
+    check_loaded(str(folder), info)
     return model, tokenizer
 
 
@@ -132,9 +134,10 @@ def _from_gguf(path: Path, **how: Any) -> tuple[Any, Any]:
     ends = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=end_token_ids(file.metadata), pad_token_id=config.pad_token_id
     )
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=file.state_dict(config), generation_config=ends, **how
+    model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=file.state_dict(config), generation_config=ends, **REPORT, **how
     )
+    check_loaded(path.name, info)
     return model, tokenizer
 
 
