@@ -119,20 +119,14 @@ def finish(runtime: Runtime, serving: Serving, planned: Plan, generation: Genera
 
 def engine_request(planned: Plan, prompt: tuple[int, ...]) -> GenerationRequest:
     """What the engine is asked for."""
-    task = planned.task
-    return GenerationRequest(
-        prompt=prompt,
+    return planned.correction.request(
+        planned.task,
+        prompt,
         max_new_tokens=planned.max_new_tokens,
-        policy=planned.policy,
         sampling=planned.sampling,
         stop=planned.stop,
-        choice=None if task is None else task.choice,
-        variants=None if task is None else task.answer_tokens,
-        position=task.position if task is not None else "last",
-        label_bias=planned.label_bias,
-        acts=task.max_new_tokens if task is not None and task.choose == "free" else None,
         logprobs=planned.tokens,
-        trace=planned.trace and planned.policy is not None,
+        trace=planned.trace,
     )
 
 

@@ -10,7 +10,7 @@ from mera_server.replies import TaskReply, TasksReply
 from merasteer.errors import MeraError, UnknownTask, Unsupported
 from merasteer.store import Entry, certificate_of, resolve_prefix
 from merasteer.tasks import Prompter
-from merasteer.types import Artifact, Method, Positions, ServedTask
+from merasteer.types import Artifact, Correction, Method, ServedTask
 
 __all__ = ["Catalog", "Certificate", "Probe", "probe_of"]
 
@@ -35,27 +35,30 @@ class Probe:
 
     certified: as the artifact says. mismatch: the dtype and attention of calibration where this server runs others, else None;
     such an artifact is served, without its guarantee. baselines: the fixed-strength methods whose vectors are resident.
-    method: its own, the one that was certified. label_bias: one value per label, for the methods that bias the answer.
+    correction: its own, the one that was tested. label_bias: one value per label, for the methods that bias the answer.
     calibration_error: mean predicted error over the calibration rows as they are served; None where the artifact does not hold it.
     """
 
     digest: str
     task: ServedTask
     certified: bool
-    alpha: float | None
+    correction: Correction
     active: tuple[int, ...]
-    positions: Positions = "generation"
     mismatch: str | None = None
     certificate: Certificate = field(default_factory=Certificate)
     baselines: frozenset[str] = frozenset({"additive", "contrastive"})
-    method: Method = "mera"
     label_bias: tuple[float, ...] | None = None
     calibration_error: float | None = None
 
     @property
-    def key(self) -> str:
-        """The name of its steering vectors in the engine."""
-        return self.digest
+    def method(self) -> Method:
+        """Its own."""
+        return self.correction.method
+
+    @property
+    def alpha(self) -> float | None:
+        """The threshold that was tested; None where nothing passed, or nothing moves."""
+        return self.correction.alpha
 
     @property
     def guaranteed(self) -> bool:
@@ -132,21 +135,19 @@ class Catalog:
 
 def probe_of(artifact: Artifact, dtype: str, attention: str, baselines: frozenset[str]) -> Probe:
     """The artifact's facts for a server that runs `dtype` and `attention`."""
-    steering, runtime = artifact.manifest["steering"], artifact.manifest["runtime"]
+    runtime = artifact.manifest["runtime"]
     same = runtime["dtype"] == dtype and runtime["attention"] == attention
     tested: dict[str, Any] = certificate_of(artifact.calibration) or {}
-    positions, bias = steering["positions"], artifact.label_bias
+    bias = artifact.label_bias
     return Probe(
         digest=artifact.digest,
         task=artifact.task,
         certified=artifact.certified,
-        alpha=artifact.alpha,
-        active=tuple(steering["active_layers"]),
-        positions=tuple(positions) if isinstance(positions, list) else positions,
+        correction=artifact.correction,
+        active=tuple(artifact.manifest["steering"]["active_layers"]),
         mismatch=None if same else f"dtype {runtime['dtype']} and attention {runtime['attention']}",
         certificate=Certificate(**{name: tested.get(name) for name in Certificate.__dataclass_fields__}),
         baselines=baselines,
-        method=steering.get("method", "mera"),
         label_bias=None if bias is None else tuple(bias.tolist()),
         calibration_error=_calibration_error(artifact.calibration),
     )

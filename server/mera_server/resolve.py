@@ -28,7 +28,7 @@ from mera_server.replies import Reason
 from mera_server.schemas import DEFAULT_MAX_NEW_TOKENS, GenerateBody, Parameters, Steering
 from merasteer.errors import AlphaRequired, EmptyInputs, InvalidInput, UnknownField
 from merasteer.tasks import Prompter, fields_of
-from merasteer.types import Decision, Method, Policy, Positions, Sampling, ServedTask
+from merasteer.types import UNCORRECTED, Correction, Decision, Method, Positions, Sampling, ServedTask
 
 __all__ = ["Limits", "Plan", "plan"]
 
@@ -52,7 +52,8 @@ class Plan:
     decision: fixed beforehand (off, abstained), or None where the moved cells, and the bias if there is one, will decide.
     max_new_tokens: None ends with the label. prompter: what makes the task's prompts.
     tokens: the logprob of every token is wanted. brief: `details` is none.
-    label_bias: added where the answer is chosen. overridden: the parts of the artifact's choice that the request replaces.
+    correction: what is done; it only reads where the decision is fixed.
+    overridden: the parts of the artifact's choice that the request replaces.
     why: what keeps the certificate from covering this request, empty when it does.
     """
 
@@ -68,13 +69,16 @@ class Plan:
     task: ServedTask | None = None
     prompter: Prompter | None = field(default=None, compare=False, repr=False)
     probe: Probe | None = None
-    policy: Policy | None = None
-    label_bias: tuple[float, ...] | None = None
+    correction: Correction = UNCORRECTED
     decision: Decision | None = "off"
     reason: Reason | None = None
-    alpha: float | None = None
     overridden: tuple[str, ...] = ()
     why: tuple[str, ...] = ()
+
+    @property
+    def alpha(self) -> float | None:
+        """The threshold that is applied."""
+        return self.correction.alpha
 
 
 def plan(body: GenerateBody, catalog: Catalog, limits: Limits) -> Plan:
@@ -179,20 +183,19 @@ def _steered(base: Plan, steering: Steering, catalog: Catalog, limits: Limits) -
         raise InvalidInput(
             f"steering.{overridden[0]}: logit_bias moves nothing and does not take it; leave it out or choose mera or mera+bias"
         )
-    reading = Policy(probe.key) if probe is not None and probe.active else None
+    reading = UNCORRECTED if probe is None else probe.correction.watching()
     if method == "none":
-        return replace(base, policy=reading)
+        return replace(base, correction=reading)
     if not limits.steering:
-        return replace(base, policy=reading, decision="abstained", reason="disabled")
-    if probe is None or (reading is None and method != "logit_bias"):
+        return replace(base, correction=reading, decision="abstained", reason="disabled")
+    if probe is None or (reading.readout is None and method != "logit_bias"):
         return replace(base, decision="abstained", reason="no_probe")
     asked = steering.positions
-    positions: Positions = probe.positions if asked is None else tuple(asked) if isinstance(asked, list) else asked
+    positions: Positions = tuple(asked) if isinstance(asked, list) else asked or probe.correction.positions
     if method == "additive" or method == "contrastive":
         strength = 1.0 if steering.strength is None else steering.strength
-        fixed = Policy(probe.baseline(method), None, strength, positions, layers)
-        return replace(base, policy=fixed, decision=None, overridden=overridden)
-    bias = None if method == "mera" else probe.bias(method)
+        fixed = Correction(method, probe.baseline(method), None, strength, positions, layers)
+        return replace(base, correction=fixed, decision=None, overridden=overridden)
     moves = method != "logit_bias"
     alpha = (probe.alpha if steering.alpha is None else steering.alpha) if moves else None
     if moves and alpha is None and overridden:
@@ -200,9 +203,13 @@ def _steered(base: Plan, steering: Steering, catalog: Catalog, limits: Limits) -
             f"steering.alpha: missing, with {overridden[0]} given and no alpha in the artifact; give one in (0, 1)"
         )
     if not overridden and (not probe.certified or (moves and alpha is None)):
-        return replace(base, policy=reading, decision="abstained", reason="uncertified")
-    applied = Policy(probe.key, alpha, 0.0, positions, layers) if moves else reading
-    return replace(base, policy=applied, label_bias=bias, decision=None, alpha=alpha, overridden=overridden)
+        return replace(base, correction=reading, decision="abstained", reason="uncertified")
+    if method == probe.method and not overridden:
+        return replace(base, correction=probe.correction, decision=None)
+    applied = replace(reading, method=method, bias=None if method == "mera" else probe.bias(method))
+    if moves:
+        applied = replace(applied, alpha=alpha, positions=positions, layers=layers)
+    return replace(base, correction=applied, decision=None, overridden=overridden)
 
 
 def _layers(steering: Steering, probe: Probe | None, catalog: Catalog) -> tuple[int, ...] | None:

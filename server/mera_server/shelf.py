@@ -157,7 +157,7 @@ class Shelf:
     def _retire(self, before: Catalog, probes: Mapping[str, Probe]) -> None:
         """Vectors that only what was served until now needs leave with the last request that holds it."""
         for digest, probe in before.probes.items():
-            gone = {probe.key, *(f"{digest}/{method}" for method in probe.baselines)} - self._wanted
+            gone = {probe.digest, *(f"{digest}/{method}" for method in probe.baselines)} - self._wanted
             if gone and probes.get(digest) is not probe:
                 self._leaving.append((weakref.ref(probe), gone))
 

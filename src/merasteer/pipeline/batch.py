@@ -14,7 +14,7 @@ from merasteer.engine import Engine, EngineConfig, LoadedModel
 from merasteer.engine.batching import cache_bytes_per_token
 from merasteer.pipeline.progress import Bar
 from merasteer.tasks import Prompter
-from merasteer.types import Example, Generation, GenerationRequest, HookPoint, Policy, ServedTask
+from merasteer.types import UNCORRECTED, Correction, Example, Generation, GenerationRequest, HookPoint, ServedTask
 
 __all__ = ["Answers", "Prompts", "answers", "generations", "predicted_error", "running", "sizes"]
 
@@ -50,24 +50,9 @@ class Prompts:
         label = 1 if self.task.choice is None else self.task.choice.longest
         return max(len(tokens) for tokens in self.tokens) + max(self.new_tokens, label)
 
-    def requests(
-        self, policy: Policy | None = None, label_bias: tuple[float, ...] | None = None
-    ) -> list[GenerationRequest]:
-        """One request per item, all under one policy and one bias on the labels' logits."""
-        task = self.task
-        return [
-            GenerationRequest(
-                prompt=tokens,
-                max_new_tokens=self.new_tokens,
-                policy=policy,
-                choice=task.choice,
-                variants=task.answer_tokens,
-                position=task.position,
-                label_bias=label_bias,
-                acts=task.max_new_tokens if task.choice is None else None,
-            )
-            for tokens in self.tokens
-        ]
+    def requests(self, correction: Correction = UNCORRECTED) -> list[GenerationRequest]:
+        """One request per item, all corrected alike."""
+        return [correction.request(self.task, tokens, max_new_tokens=self.new_tokens) for tokens in self.tokens]
 
 
 @dataclass(frozen=True, eq=False)

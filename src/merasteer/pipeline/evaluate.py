@@ -11,13 +11,14 @@ import torch
 from merasteer.method.scores import apply_logit_bias, fit_logit_bias
 from merasteer.method.steering import readout
 from merasteer.pipeline.batch import Answers, answers, running
-from merasteer.pipeline.calibrate import Candidate
+from merasteer.pipeline.calibrate import correction_in
 from merasteer.pipeline.collect import activations_of, answers_of
 from merasteer.pipeline.fit import vectors_of
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.report import measured
 from merasteer.pipeline.workspace import Output
+from merasteer.types import Correction
 
 __all__ = ["evaluate", "logit_bias_answers", "predicted_errors"]
 
@@ -25,8 +26,8 @@ __all__ = ["evaluate", "logit_bias_answers", "predicted_errors"]
 def evaluate(job: Job, collected: Output, fitted: Output, calibrated: Output, bars: Bars) -> Output:
     """One run per test item under the certified candidate, if there is one; else the unsteered answers are the answers."""
     steered = unsteered = answers_of(collected, "test")
-    if calibrated.facts["chosen"] is not None:
-        steered = _steered(job, fitted, Candidate(**calibrated.facts["chosen"]), bars)
+    if (chosen := correction_in(calibrated)) is not None:
+        steered = _steered(job, fitted, chosen, bars)
     biased = logit_bias_answers(job, collected)
     report = measured(job, calibrated.facts["calibration"], unsteered, steered, biased)
     tensors = {"label": torch.from_numpy(steered.label), "probabilities": torch.from_numpy(steered.probabilities)}
@@ -48,9 +49,9 @@ def predicted_errors(collected: Output, fitted: Output, key: str) -> list[float]
     return [float(value) for value in readout(rows, vectors.weight[layer], vectors.bias[layer]).sigmoid()]
 
 
-def _steered(job: Job, fitted: Output, chosen: Candidate, bars: Bars) -> Answers:
+def _steered(job: Job, fitted: Output, chosen: Correction, bars: Bars) -> Answers:
     prompts = job.prompts(job.splits.test)
     with running(job.loaded, prompts.longest) as engine, bars.bar("evaluate", len(prompts.tokens)) as bar:
         if chosen.readout is not None:
             engine.register(chosen.readout, vectors_of(fitted)[chosen.readout])
-        return answers(engine, chosen.requests(job, fitted, prompts), bar)
+        return answers(engine, prompts.requests(chosen), bar)

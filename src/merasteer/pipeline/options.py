@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from merasteer.errors import InvalidInput
 from merasteer.method.certify import VALID_TESTS, TestName
 from merasteer.probes import FAMILIES, Family
-from merasteer.store.schema import CORRECTIONS, Correction
+from merasteer.store.schema import OWN_METHODS, OwnMethod
 from merasteer.types import DIRECTIONS, HOOK_POINTS, POSITIONS, Direction, HookPoint, Positions
 
 __all__ = ["GRIDS", "LAYERS", "STAGES", "Grid", "Layers", "NamedLayers", "Options", "Stage", "check_layers"]
@@ -47,7 +47,7 @@ class Options:
     grid: Grid = "logit"
     top_k: int = 100
     test: TestName | None = None
-    candidates: tuple[Correction, ...] = CORRECTIONS
+    candidates: tuple[OwnMethod, ...] = OWN_METHODS
     layers: Layers = "all"
     sae: tuple[tuple[int, str], ...] = ()
 
@@ -65,7 +65,7 @@ class Options:
             raise InvalidInput(f"seed: {self.seed} is outside 0..2^63 - 1; give a smaller one")
         self._each("hook_points", HOOK_POINTS)
         self._each("directions", DIRECTIONS)
-        self._each("candidates", CORRECTIONS)
+        self._each("candidates", OWN_METHODS)
         for name, allowed in (
             ("family", FAMILIES),
             ("grid", GRIDS),

@@ -16,7 +16,7 @@ from typing import Any
 from merasteer.errors import BadArtifact
 from merasteer.method.certify import VALID_TESTS
 from merasteer.store.fields import Fields, shown
-from merasteer.store.schema import CORRECTIONS, Manifest
+from merasteer.store.schema import OWN_METHODS, Manifest
 from merasteer.types import DIRECTIONS, HOOK_POINTS
 
 __all__ = ["agree", "certificate_of", "validate"]
@@ -58,7 +58,7 @@ def _candidate(row: Fields) -> str:
     if row.value["alpha"] is not None:
         row.probability("alpha")
     if "method" in row.value:
-        row.choice("method", CORRECTIONS)
+        row.choice("method", OWN_METHODS)
     row.number("gain", -1.0, 1.0)
     return row.text("key")
 

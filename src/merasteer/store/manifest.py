@@ -12,8 +12,8 @@ from merasteer.method.trie import begins_another
 from merasteer.store.documents import canonical
 from merasteer.store.fields import SHA256, Fields, shown
 from merasteer.store.schema import (
-    CORRECTIONS,
     FILES,
+    OWN_METHODS,
     SCHEMA,
     LayerScore,
     Manifest,
@@ -129,7 +129,7 @@ def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:
     active = steering.integers("active_layers", 0, layers - 1)
     if active != sorted(set(active)):
         steering.refuse("active_layers", f"{shown(active)} is not ascending without repeats")
-    method = steering.choice("method", CORRECTIONS) if "method" in steering.value else "mera"
+    method = steering.choice("method", OWN_METHODS) if "method" in steering.value else "mera"
     if steering.value["alpha"] is None:
         if certified and method != "logit_bias":
             steering.refuse("alpha", "null, yet the artifact says that it is certified")

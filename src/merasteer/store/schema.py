@@ -20,13 +20,13 @@ from typing import Literal, TypedDict, get_args
 from merasteer.types import AnswerPosition, Choose, Direction, HookPoint, Positions
 
 __all__ = [
-    "CORRECTIONS",
     "FILES",
+    "OWN_METHODS",
     "SCHEMA",
-    "Correction",
     "LayerScore",
     "Manifest",
     "ModelSection",
+    "OwnMethod",
     "ProbeSection",
     "RuntimeSection",
     "SplitsSection",
@@ -38,8 +38,8 @@ __all__ = [
 
 SCHEMA = 2
 FILES = ("calibration.json", "probe.safetensors")
-Correction = Literal["mera", "logit_bias", "mera+bias"]  # what a candidate does: a step, a bias, or both
-CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
+OwnMethod = Literal["mera", "logit_bias", "mera+bias"]  # what an artifact may hold: a step, a bias, or both
+OWN_METHODS: tuple[OwnMethod, ...] = get_args(OwnMethod)
 
 
 class ModelSection(TypedDict):
@@ -76,7 +76,7 @@ class _Steering(TypedDict):
 
 
 class SteeringSection(_Steering, total=False):
-    method: Correction
+    method: OwnMethod
 
 
 class _Score(TypedDict):
