@@ -9,7 +9,7 @@ value by value. The tokenizer is in gguf_tokenizer.py.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
@@ -64,6 +64,10 @@ class GgufFile:
 
         Raises UnsupportedModel naming those that the library has no place for.
         """
+        return dict(self.tensors_of(config))
+
+    def tensors_of(self, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same, one after the other."""
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
         from transformers.modeling_gguf_pytorch_utils import (
             TENSOR_PROCESSORS,
@@ -74,9 +78,9 @@ class GgufFile:
         processor = TENSOR_PROCESSORS.get(self.architecture, TensorProcessor)(config=config.to_dict())
         with torch.device("meta"):
             names = get_gguf_hf_weights_map(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config), processor)
-        found: dict[str, torch.Tensor] = {}
         left = []
         for stored in self.tensors.values():
+            found: dict[str, torch.Tensor] = {}
             done = processor.process(
                 weights=self._values(stored),
                 name=stored.name,
@@ -87,12 +91,12 @@ class GgufFile:
                 found[names[done.name]] = torch.from_numpy(np.ascontiguousarray(done.weights))
             elif done.name is not None and stored.name != ROPE_FACTORS:
                 left.append(stored.name)
+            yield from found.items()
         if left:
             raise UnsupportedModel(
                 f"model: {self.path.name!r} holds tensors that {type(config).__name__} has no place for "
                 f"({', '.join(left[:3])}{', …' if len(left) > 3 else ''}; {len(left)} in all); use its safetensors checkpoint"
             )
-        return found
 
     def _values(self, stored: Stored) -> np.ndarray[Any, Any]:
         """A tensor in float32, its own memory."""
