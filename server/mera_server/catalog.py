@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mera_server.replies import TaskReply, TasksReply
+from merasteer.conditions import Conditions, differences
 from merasteer.errors import MeraError, UnknownTask, Unsupported
 from merasteer.store import Entry, certificate_of, resolve_prefix
 from merasteer.tasks import Prompter
@@ -33,8 +34,8 @@ class Certificate:
 class Probe:
     """An artifact as requests see it.
 
-    certified: as the artifact says. mismatch: the dtype and attention of calibration where this server runs others, else None;
-    such an artifact is served, without its guarantee. baselines: the fixed-strength methods whose vectors are resident.
+    certified: as the artifact says. mismatch: in what this server differs from the conditions of its test, in words, else None.
+    baselines: the fixed-strength methods whose vectors are resident.
     correction: its own, the one that was tested. label_bias: one value per label, for the methods that bias the answer.
     calibration_error: mean predicted error over the calibration rows as they are served; None where the artifact does not hold it.
     """
@@ -133,10 +134,8 @@ class Catalog:
         return TaskReply(name=name, labels=labels, probe=probe.digest, certified=probe.guaranteed, alpha=probe.alpha)
 
 
-def probe_of(artifact: Artifact, dtype: str, attention: str, baselines: frozenset[str]) -> Probe:
-    """The artifact's facts for a server that runs `dtype` and `attention`."""
-    runtime = artifact.manifest["runtime"]
-    same = runtime["dtype"] == dtype and runtime["attention"] == attention
+def probe_of(artifact: Artifact, here: Conditions, baselines: frozenset[str]) -> Probe:
+    """The artifact's facts for a server under these conditions."""
     tested: dict[str, Any] = certificate_of(artifact.calibration) or {}
     bias = artifact.label_bias
     return Probe(
@@ -145,12 +144,18 @@ def probe_of(artifact: Artifact, dtype: str, attention: str, baselines: frozense
         certified=artifact.certified,
         correction=artifact.correction,
         active=tuple(artifact.manifest["steering"]["active_layers"]),
-        mismatch=None if same else f"dtype {runtime['dtype']} and attention {runtime['attention']}",
+        mismatch=_mismatch(artifact, here),
         certificate=Certificate(**{name: tested.get(name) for name in Certificate.__dataclass_fields__}),
         baselines=baselines,
         label_bias=None if bias is None else tuple(bias.tolist()),
         calibration_error=_calibration_error(artifact.calibration),
     )
+
+
+def _mismatch(artifact: Artifact, here: Conditions) -> str | None:
+    if artifact.conditions is None or "canaries" not in artifact.calibration:
+        return "it was made before conditions and canaries were kept; test it again with mera recertify"
+    return "; ".join(differences(artifact.conditions, here)) or None
 
 
 def _calibration_error(calibration: Mapping[str, Any]) -> float | None:

@@ -32,7 +32,9 @@ __all__ = [
     "UsageReply",
 ]
 
-Reason = Literal["uncertified", "no_probe", "disabled"]
+Reason = Literal[
+    "disabled", "no_probe", "conditions", "uncertified", "other_prompt"
+]  # in this order the first that holds
 
 
 class Reply(BaseModel):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mera_server.catalog import Catalog, Probe, probe_of
 from mera_server.vectors import BASELINES, baseline
-from merasteer.engine import Engine, LoadedModel, identity_facts
+from merasteer.engine import Engine, LoadedModel, conditions_of, identity_facts
 from merasteer.errors import InvalidInput, MeraError, NotReady
 from merasteer.store import Entry, ModelIdentity, identify, snapshot
 from merasteer.types import Artifact, HookPoint, ServedTask, SteeringVectors
@@ -47,7 +47,7 @@ class Shelf:
 
     def __init__(self, engine: Engine, stores: Sequence[Path], tasks: dict[str, ServedTask | MeraError]) -> None:
         self._engine, self._stores, self._tasks = engine, stores, tasks
-        self._identity = identity_of(engine.loaded)
+        self._identity, self._conditions = identity_of(engine.loaded), conditions_of(engine.loaded)
         self._resident: dict[str, HookPoint] = {}
         self._wanted: frozenset[str] = frozenset()
         self._leaving: list[tuple[weakref.ref[Probe], set[str]]] = []  # keys that stay while the probe is held
@@ -145,11 +145,11 @@ class Shelf:
         self, wanted: Sequence[_Item], refused: Mapping[str, str], before: Mapping[str, Probe]
     ) -> dict[str, Probe]:
         """The facts of each artifact that is in the engine. One that has not changed is the same object as before."""
-        loaded, here = self._engine.loaded, {item.key for item in wanted if item.key not in refused}
+        here = {item.key for item in wanted if item.key not in refused}
         probes: dict[str, Probe] = {}
         for artifact in (item.artifact for item in wanted if item.key == item.artifact.digest and item.key in here):
             methods = frozenset(method for method in BASELINES if f"{artifact.digest}/{method}" in here)
-            probe = probe_of(artifact, loaded.dtype, loaded.attention, methods)
+            probe = probe_of(artifact, self._conditions, methods)
             earlier = before.get(artifact.digest)
             probes[artifact.digest] = earlier if earlier == probe else probe
         return probes
@@ -176,7 +176,7 @@ def identity_of(loaded: LoadedModel) -> ModelIdentity:
     """Which model artifacts are checked against."""
     if loaded.source is None:
         raise InvalidInput("model: it has no folder; artifacts cannot be checked against it, give a model folder")
-    return identify(loaded.source, **identity_facts(loaded))
+    return identify(**identity_facts(loaded))
 
 
 def _with_reason(entry: Entry, refused: dict[str, str]) -> Entry:

@@ -71,6 +71,7 @@ def test_the_calibration_rows_error_is_optional(found: object, mean: float | Non
     }
     calibration = {"tested": [], **({} if found is None else {"predicted_error": found})}
     artifact = SimpleNamespace(
+        correction=Correction(),
         manifest=manifest,
         calibration=calibration,
         digest="aa" * 32,

@@ -3,6 +3,15 @@
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.engine import Engine, EngineStats
 from merasteer.engine.loading import LoadedModel, load_model, wrap_model
-from merasteer.engine.meaning import identity_facts
+from merasteer.engine.meaning import conditions_of, identity_facts
 
-__all__ = ["Engine", "EngineConfig", "EngineStats", "LoadedModel", "identity_facts", "load_model", "wrap_model"]
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "EngineStats",
+    "LoadedModel",
+    "conditions_of",
+    "identity_facts",
+    "load_model",
+    "wrap_model",
+]

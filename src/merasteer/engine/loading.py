@@ -27,6 +27,7 @@ class LoadedModel:
     """A model in evaluation mode, its tokenizer, and the facts that artifacts are checked against.
 
     source: the folder of its files, or the GGUF file (None for a model made in memory). context: the longest sequence, in tokens.
+    ranks: processes that hold a part each.
     """
 
     model: Any
@@ -41,6 +42,7 @@ class LoadedModel:
     dtype: str
     attention: str
     device: str
+    ranks: int = 1
 
 
 def load_model(
@@ -163,6 +165,7 @@ def wrap_model(model: Any, tokenizer: Any, model_id: str, source: Path | None = 
         dtype=str(model.dtype).removeprefix("torch."),
         attention=str(model.config._attn_implementation),
         device=str(model.device),
+        ranks=getattr(model, "_tp_size", None) or 1,
     )
 
 

@@ -10,12 +10,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from merasteer.conditions import Conditions
 from merasteer.engine.admission import end_tokens
 from merasteer.engine.loading import LoadedModel
 from merasteer.engine.weights import weights_digest
 from merasteer.meaning import ModelMeaning
 
-__all__ = ["IRRELEVANT", "configuration", "identity_facts", "of", "tokenizer_digest"]
+__all__ = ["IRRELEVANT", "conditions_of", "configuration", "identity_facts", "of", "tokenizer_digest"]
 
 # Fields of a configuration that change no answer. A test changes each, in every family.
 STORED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")  # how it was saved
@@ -53,11 +54,15 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return _digest(_tokenizer(tokenizer))
 
 
+def conditions_of(loaded: LoadedModel) -> Conditions:
+    """What a certificate that is earned on this model, here, is bound to. Reads its weights, as `of` does."""
+    return Conditions(of(loaded), loaded.dtype, loaded.device.partition(":")[0], loaded.attention, loaded.ranks)
+
+
 def identity_facts(loaded: LoadedModel) -> dict[str, Any]:
-    """What an identity holds beside the hashes of files: the arguments of `merasteer.store.identify`."""
-    facts = {name: getattr(loaded, name) for name in ("architecture", "layers", "width", "vocab")}
-    in_weights = loaded.source is not None and loaded.source.is_file()
-    return {"model_id": loaded.id, **facts, "tokenizer": tokenizer_digest(loaded.tokenizer) if in_weights else None}
+    """The arguments of `merasteer.store.identify`."""
+    facts = {name: getattr(loaded, name) for name in ("source", "architecture", "layers", "width", "vocab")}
+    return {"model_id": loaded.id, "meaning": of(loaded), **facts}
 
 
 def _tokenizer(tokenizer: Any) -> dict[str, Any]:

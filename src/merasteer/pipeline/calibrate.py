@@ -16,6 +16,7 @@ import numpy.typing as npt
 from merasteer.method.bounds import betting_lower_bounds
 from merasteer.method.certify import Certificate, certify, rank
 from merasteer.pipeline.batch import answers, predicted_error, running
+from merasteer.pipeline.canaries import WORDS, measured
 from merasteer.pipeline.collect import answers_of
 from merasteer.pipeline.fit import vectors_of
 from merasteer.pipeline.job import Job
@@ -151,8 +152,14 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
         choice = choose(steps, bias, gains_of, outcomes, job.options)
         with bars.bar("calibrate: what is served", len(labels)) as bar:
             read = predicted_error(engine, held_out.requests(choice.served), bar)
+        canaries = None
+        if choice.chosen is not None:
+            with bars.bar("calibrate: canaries", len(WORDS)) as bar:
+                canaries = measured(engine, job.prompter, choice.served, job.loaded.dtype, bar)
     facts = {
-        "calibration": _document(fitted, choice, changes) | ({"predicted_error": read} if read else {}),
+        "calibration": _document(fitted, choice, changes)
+        | ({"predicted_error": read} if read else {})
+        | ({"canaries": canaries.to_json()} if canaries else {}),
         "chosen": asdict(choice.chosen) if choice.chosen else None,
         "subject": choice.readout,
     }

@@ -19,6 +19,7 @@ from merasteer.engine import LoadedModel
 from merasteer.errors import BadSplits, BadTask, InvalidInput
 from merasteer.method.certify import Certificate, certify
 from merasteer.pipeline.batch import answers, predicted_error, running
+from merasteer.pipeline.canaries import measured
 from merasteer.pipeline.job import Job, prepare
 from merasteer.pipeline.options import Options
 from merasteer.pipeline.progress import Bars
@@ -117,7 +118,14 @@ def recertify(renewal: Renewal, bars: Bars | None = None) -> dict[str, Any]:
             level = {name: old.calibration[name] for name in ("delta", "epsilon", "chances", "test")}
             certificate = certify([old.calibration["chosen"]], lambda _: (before, after), **level)
             read = predicted_error(engine, prompts.requests(renewal.served(certified=certificate.certified)), bar)
-    document = _document(old, certificate) | ({"predicted_error": read} if read else {})
+            canaries = None
+            if certificate.certified:
+                canaries = measured(engine, job.prompter, old.correction, job.loaded.dtype, bar)
+    document = (
+        _document(old, certificate)
+        | ({"predicted_error": read} if read else {})
+        | ({"canaries": canaries.to_json()} if canaries else {})
+    )
     manifest = _manifest(renewal, certified=certificate.certified)
     folder = publish(job.store, manifest=manifest, calibration=document, tensors=_tensors(old))
     return {
@@ -157,7 +165,7 @@ def _manifest(renewal: Renewal, *, certified: bool) -> dict[str, Any]:
         "certified": certified,
         "model": job.identity.manifest(),
         "steering": steering,
-        "runtime": {"dtype": job.loaded.dtype, "attention": job.loaded.attention},
+        "runtime": job.conditions.runtime(),
         "versions": job.versions,
     }
 

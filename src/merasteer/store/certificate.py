@@ -5,6 +5,7 @@ decision, reason                   "certified" and null, or "abstained" and why:
 chosen                             key of the candidate that the decision is about, or null
 candidates                         key, hook_point, direction, alpha (null: a logit bias), gain on the ordering subset;
                                    method where it is not "mera"
+canaries                           optional: what the certified engine gave for some prompts (`merasteer.engine.canaries`)
 tested                             key, n, gained, lost, p_value, gain, lower_bound on the calibration split
 """
 
@@ -23,6 +24,7 @@ __all__ = ["agree", "certificate_of", "validate"]
 
 KEYS = ("test", "epsilon", "delta", "chances", "decision", "reason", "chosen", "candidates", "tested")
 CANDIDATE = ("key", "hook_point", "direction", "alpha", "gain")
+CANARY = ("tokens", "z", "log_q", "corrected", "label")
 TESTED = ("key", "n", "gained", "lost", "p_value", "gain", "lower_bound")
 
 
@@ -48,7 +50,22 @@ def validate(raw: object) -> Mapping[str, Any]:
         root.refuse("chosen", f"{shown(root.value['chosen'])} is not among the candidates")
     if certified and root.value["chosen"] not in tested:
         root.refuse("chosen", f"{shown(root.value['chosen'])} is certified without being among the tested")
+    if "canaries" in root.value:
+        _canaries(root.child("canaries", ("tolerance", "prompts")))
     return root.value
+
+
+def _canaries(canaries: Fields) -> None:
+    canaries.number("tolerance", 0.0)
+    for row in canaries.rows("prompts", CANARY):
+        if not row.integers("tokens", 0, 2**31 - 1):
+            row.refuse("tokens", "is empty")
+        for name in ("z", "log_q", "corrected"):
+            numbers = Fields({str(i): one for i, one in enumerate(row.items(name))}, row.path(name), (), closed=False)
+            for place in numbers.value:
+                numbers.number(place)
+        if row.value["label"] is not None:
+            row.integer("label", 0, len(row.value["log_q"]) - 1)
 
 
 def _candidate(row: Fields) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from merasteer.conditions import Conditions, conditions_in
 from merasteer.types.correction import Correction
 from merasteer.types.steering import SteeringVectors
 from merasteer.types.tasks import ServedTask
@@ -51,6 +53,11 @@ class Artifact:
         raw["variants"] = tuple(tuple(tuple(ids) for ids in spellings) for spellings in raw["variants"])
         raw["examples"] = tuple(tuple(pair) for pair in raw["examples"])
         return ServedTask(**raw)
+
+    @cached_property
+    def conditions(self) -> Conditions | None:
+        """What its certificate is bound to; None for one from before that was kept."""
+        return conditions_in(self.manifest)
 
     @property
     def correction(self) -> Correction:
