@@ -89,7 +89,7 @@ async def complete(
 
     prompts: their tokens, where these are not those of the plans' prompts.
     """
-    serving = runtime.serving()
+    serving, plans = runtime.serving(), await runtime.settle(plans)
     tokens = prompts or await encode(serving, plans)
     futures = submit(runtime, serving, request, plans, tokens, named)
     generations = await _until_gone(futures, request)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mera_server.replies import TaskReply, TasksReply
 from merasteer.conditions import Conditions, differences
+from merasteer.engine.canaries import Canaries
 from merasteer.errors import MeraError, UnknownTask, Unsupported
 from merasteer.store import Entry, certificate_of, resolve_prefix
 from merasteer.tasks import Prompter
@@ -37,6 +38,7 @@ class Probe:
     certified: as the artifact says. mismatch: in what this server differs from the conditions of its test, in words, else None.
     baselines: the fixed-strength methods whose vectors are resident.
     correction: its own, the one that was tested. label_bias: one value per label, for the methods that bias the answer.
+    canaries: what the engine that was certified gave for some prompts; None where the artifact is not certified, or from before.
     calibration_error: mean predicted error over the calibration rows as they are served; None where the artifact does not hold it.
     """
 
@@ -50,6 +52,7 @@ class Probe:
     baselines: frozenset[str] = frozenset({"additive", "contrastive"})
     label_bias: tuple[float, ...] | None = None
     calibration_error: float | None = None
+    canaries: Canaries | None = None
 
     @property
     def method(self) -> Method:
@@ -149,6 +152,7 @@ def probe_of(artifact: Artifact, here: Conditions, baselines: frozenset[str]) ->
         baselines=baselines,
         label_bias=None if bias is None else tuple(bias.tolist()),
         calibration_error=_calibration_error(artifact.calibration),
+        canaries=Canaries.from_json(held) if (held := artifact.calibration.get("canaries")) is not None else None,
     )
 
 

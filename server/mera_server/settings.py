@@ -59,6 +59,12 @@ class Settings(BaseModel):
         "auto"
     )
     steering: Annotated[Literal["on", "off"], Field(description="off: nothing is ever steered")] = "on"
+    require_certified: Annotated[
+        bool,
+        Field(
+            description="replay the canaries at the start, and end it unless every certificate of a task's artifact holds here"
+        ),
+    ] = False
     default_task: Annotated[
         str | None, Field(description="task of requests that name none; none: they are not steered")
     ] = None

@@ -93,7 +93,8 @@ def require_same(made_for: ModelSection, model: ModelIdentity) -> None:
         if wanted != ours:
             raise BadArtifact(f"model.{name}: made for {wanted}, this model has {ours}{remedy}")
     weights: Any = model.meaning.weights
-    tokenizer, theirs = model.meaning.tokenizer, made_for["weights"]
+    theirs: Any = made_for["weights"]
+    tokenizer = model.meaning.tokenizer
     if theirs is None:  # of schema 1, which knew files
         theirs, (weights, tokenizer) = made_for.get("files"), file_hashes(model.source)
     if theirs != weights:
