@@ -19,7 +19,7 @@ from mera_server.catalog import Catalog, Probe, probe_of
 from mera_server.vectors import BASELINES, baseline
 from merasteer.engine import Engine, LoadedModel, conditions_of, identity_facts
 from merasteer.errors import InvalidInput, MeraError, NotReady
-from merasteer.store import Entry, ModelIdentity, identify, snapshot
+from merasteer.store import Entry, ModelIdentity, identify, snapshot, under
 from merasteer.types import Artifact, HookPoint, ServedTask, SteeringVectors
 
 __all__ = ["Shelf", "identity_of"]
@@ -65,6 +65,7 @@ class Shelf:
             self._check_readable(before.entries)
         seen = list(_marks([store / self._identity.slug for store in self._stores]))
         entries, named = snapshot(self._stores, self._identity)
+        named = under(entries, named, self._conditions)
         defaults = {id(entry) for entry in named.values()}
         ordered = sorted(entries, key=lambda entry: id(entry) not in defaults)  # a full table drops no task's default
         wanted, dropped = self._choose([entry.artifact for entry in ordered if entry.artifact is not None])
