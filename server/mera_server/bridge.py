@@ -164,6 +164,8 @@ def submit(
     watchers = None if watch is None else [watch(choice) for choice in range(len(plans))]
     futures = serving.engine.submit_all(asked, watchers, named)
     charge(request.scope, len(futures))
+    for future in futures:
+        future.add_done_callback(runtime.metrics.ended)
     return futures
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from mera_server.catalog import Catalog, Probe
 from mera_server.replies import MeraReply
+from merasteer.errors import NonFinite
 from merasteer.types import Generation
 
 __all__ = ["Metrics"]
@@ -66,6 +68,7 @@ class Metrics:
             ("task",),
             registry=registry,
         )
+        self._non_finite = counter("mera_non_finite_total", "Generations that failed because a number was not finite.")
         self._model = Gauge("mera_model_info", "The model that is served.", _MODEL, registry=registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -89,6 +92,11 @@ class Metrics:
             self._first.observe(max(0.0, times[0] - generation.queued_at))
         for earlier, later in pairwise(times):
             self._between.observe(later - earlier)
+
+    def ended(self, future: Future[Generation]) -> None:
+        """A generation has ended, in whatever way. Any thread."""
+        if not future.cancelled() and isinstance(future.exception(), NonFinite):
+            self._non_finite.inc()
 
     def watch(self, running: Callable[[], float], waiting: Callable[[], float], cache: Callable[[], float]) -> None:
         """Gauges that are read from the engine at each scrape."""

@@ -30,7 +30,7 @@ from merasteer.engine.run import Run
 from merasteer.engine.steer import Steering, Switches
 from merasteer.engine.tables import OPEN, resume_position, untouched
 from merasteer.engine.text import TextStream, continuation, encode
-from merasteer.errors import EngineFailed, MeraError, Overloaded
+from merasteer.errors import EngineFailed, MeraError, NonFinite, Overloaded
 from merasteer.types import (
     FinishReason,
     GeneratedToken,
@@ -420,12 +420,8 @@ class Engine:
                 run.take(part, step)
             except Exception as error:  # noqa: BLE001, a watcher's or a tokenizer's fault must not take the others along
                 self._cancelled.append(run)
-                self._resolve(
-                    run,
-                    EngineFailed(
-                        f"engine: a token could not be delivered ({type(error).__name__}: {error}); send it again"
-                    ),
-                )
+                told = f"engine: a token could not be delivered ({type(error).__name__}: {error}); send it again"
+                self._resolve(run, error if isinstance(error, NonFinite) else EngineFailed(told))
                 continue
             if run.stopped or (run.labelled and len(run.tokens) < run.request.budget):
                 self._cancelled.append(run)  # leaves the batch before the next one; its answer is complete

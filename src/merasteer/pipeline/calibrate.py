@@ -138,14 +138,17 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
         def gains_of(candidates: Sequence[Correction]) -> list[float]:
             requests = [request for one in candidates for request in train.requests(one)]
             with bars.bar("calibrate: candidates", len(requests)) as bar:
-                after = answers(engine, requests, bar).label.reshape(len(candidates), len(items)) == answers_wanted
+                after = (
+                    answers(engine, requests, bar, train.where).label.reshape(len(candidates), len(items))
+                    == answers_wanted
+                )
             for one, row in zip(candidates, after, strict=True):
                 changes[key_of(one)] = row.astype(np.int64) - before
             return [float(changes[key_of(one)].mean()) for one in candidates]
 
         def outcomes(candidate: Correction) -> tuple[Correct, Correct]:
             with bars.bar("calibrate: test", len(labels)) as bar:
-                steered = answers(engine, held_out.requests(candidate), bar)
+                steered = answers(engine, held_out.requests(candidate), bar, held_out.where)
             return unsteered, steered.correct(labels)
 
         steps, bias = steps_of(fitted, job.options.positions), tuple(fitted.tensors["label_bias"].tolist())

@@ -48,7 +48,7 @@ def _read(job: Job, engine: Engine, prompts: Prompts, points: Sequence[HookPoint
     held = {point: torch.empty(n, job.loaded.layers, job.loaded.width) for point in points}
     label = torch.empty(n, dtype=torch.int64)
     probabilities = torch.empty(n, len(job.served.labels), dtype=torch.float64)
-    for i, generation in enumerate(generations(engine, prompts.requests(), bar)):
+    for i, generation in enumerate(generations(engine, prompts.requests(), bar, prompts.where)):
         label[i], probabilities[i] = _answer(generation)
         for point in points:
             if generation.activations is None:

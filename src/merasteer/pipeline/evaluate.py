@@ -54,4 +54,4 @@ def _steered(job: Job, fitted: Output, chosen: Correction, bars: Bars) -> Answer
     with running(job.loaded, prompts.longest) as engine, bars.bar("evaluate", len(prompts.tokens)) as bar:
         if chosen.readout is not None:
             engine.register(chosen.readout, vectors_of(fitted)[chosen.readout])
-        return answers(engine, prompts.requests(chosen), bar)
+        return answers(engine, prompts.requests(chosen), bar, prompts.where)

@@ -114,7 +114,7 @@ def recertify(renewal: Renewal, bars: Bars | None = None) -> dict[str, Any]:
     with running(job.loaded, prompts.longest) as engine:
         engine.register(old.digest, old.vectors)
         with (bars or Bars()).bar("recertify", 3 * len(labels)) as bar:
-            before, after = (answers(engine, requests, bar).correct(labels) for requests in asked)
+            before, after = (answers(engine, requests, bar, prompts.where).correct(labels) for requests in asked)
             level = {name: old.calibration[name] for name in ("delta", "epsilon", "chances", "test")}
             certificate = certify([old.calibration["chosen"]], lambda _: (before, after), **level)
             read = predicted_error(engine, prompts.requests(renewal.served(certified=certificate.certified)), bar)
