@@ -105,7 +105,7 @@ def test_the_certificate(asks: Any) -> None:
     assert own.plan.why == ()
     assert other.plan.why == ("the prompt does not match the task's template",)
     for other in ((9,), (1, *tokens_of(OWN))):  # neither others nor a second begin-of-text token
-        tokens = Prompt("prompt", OWN, other, OWN)
+        tokens = Prompt("prompt", OWN, other, OWN, by_ids=True)
         assert asks(completion(), "good", [tokens])[0].plan.why == (
             "the prompt's tokens are not those that its text gives",
         )
@@ -116,9 +116,13 @@ def test_a_chat_tasks_prompt_is_the_one_with_its_special_tokens(asks: Any, talki
     """Ids of a rendered chat are compared with their special tokens shown; without the chat around it a prompt is not the task's."""
     full = f"{BOS}{TURN}u:{OWN}"
     ids = (1, 2, *map(ord, f"u:{OWN}"))
-    for text in (full, f"u:{OWN}"):  # a string of special tokens, and token ids whose text leaves them out
-        [ask] = asks(completion(), talking.name, [Prompt("prompt", text, ids, full)])
-        assert (ask.plan.prompt, ask.plan.why) == (full, ())
+    given = [
+        Prompt("prompt", full, tokens_of(full), full),  # a text in whose front there is a begin-of-text token already
+        Prompt("prompt", full, ids, full, by_ids=True),
+        Prompt("prompt", f"u:{OWN}", ids, full, by_ids=True),  # its text shows no special token
+    ]
+    for ask in asks(completion(), talking.name, given):
+        assert (ask.plan.prompt, ask.plan.why, ask.prompt.tokens) == (full, (), ids)
     [bare] = asks(completion(), talking.name, PROMPTS[:1])
     assert bare.plan.why == ("the prompt does not match the task's template",)
 

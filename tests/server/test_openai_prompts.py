@@ -58,13 +58,13 @@ def test_strings_and_token_ids(engine: Any) -> None:
     hello, plain = engine.encode("hello"), ids_of("hello")
     assert hello == (BOS, *plain)
     assert prompts_of("hello", engine) == [Prompt("prompt", "hello", hello, "hello")]
-    assert prompts_of(hello, engine) == [Prompt("prompt", "hello", hello, "<s>hello")]
-    assert prompts_of(plain, engine) == [Prompt("prompt", "hello", plain, "hello")]
+    assert prompts_of(hello, engine) == [Prompt("prompt", "hello", hello, "<s>hello", by_ids=True)]
+    assert prompts_of(plain, engine) == [Prompt("prompt", "hello", plain, "hello", by_ids=True)]
     assert [prompt.field for prompt in prompts_of(["a", "b"], engine)] == ["prompt[0]", "prompt[1]"]
     assert [prompt.tokens for prompt in prompts_of([[BOS, 70], [70]], engine)] == [(BOS, 70), (70,)]
-    assert prompts_of([BOS], engine) == [Prompt("prompt", "<s>", (BOS,), "<s>")]
+    assert prompts_of([BOS], engine) == [Prompt("prompt", "<s>", (BOS,), "<s>", by_ids=True)]
     turn = (BOS, TURN, *plain)  # its text alone would give other tokens
-    assert prompts_of(turn, engine) == [Prompt("prompt", "<s><t>hello", turn, "<s><t>hello")]
+    assert prompts_of(turn, engine) == [Prompt("prompt", "<s><t>hello", turn, "<s><t>hello", by_ids=True)]
 
 
 @pytest.mark.parametrize(
