@@ -16,7 +16,6 @@ _TEXT = "Claim your reward before Thursday. Win a holiday for two."
 _PROMPT = f'Message: "{_TEXT}" Is this ham or spam? Answer as desk B'
 _STEERED = {
     "inputs": {"desk": "B", "text": _TEXT},
-    "parameters": {"max_new_tokens": 1},
     "steering": {"task": "demo_spam"},
 }
 _GENERATE: Mapping[str, tuple[str, Example]] = {
@@ -27,7 +26,7 @@ _GENERATE: Mapping[str, tuple[str, Example]] = {
     }),
     "overridden": ("Another α and another position than the artifact's; no certificate covers that", {
         "inputs": _PROMPT,
-        "parameters": {"max_new_tokens": 1},
+        "parameters": {"max_new_tokens": 4},
         "steering": {"task": "demo_spam", "method": "mera", "alpha": 0.2, "positions": "last", "layers": [1, 2]},
         "details": "trace",
     }),
@@ -35,7 +34,7 @@ _GENERATE: Mapping[str, tuple[str, Example]] = {
 _STREAMED: Mapping[str, tuple[str, Example]] = {
     "streamed": ("Server-sent events, one for each token", _STEERED | {"stream": True}),
 }
-_TASK_MODEL = {"model": "mera-demo:demo_spam", "max_tokens": 1}
+_TASK_MODEL = {"model": "mera-demo:demo_spam"}
 
 REQUESTS: Mapping[str, Mapping[str, tuple[str, Example]]] = {
     "/generate": {**_GENERATE, **_STREAMED},
@@ -62,6 +61,9 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Example]]] = {
         "task": ("A task as a model's name: the message is the task's own prompt", {
             **_TASK_MODEL, "messages": [{"role": "user", "content": _PROMPT}],
         }),
+        "fields": ("A task's fields by name, in place of what the messages say", {
+            **_TASK_MODEL, "messages": [{"role": "user", "content": ""}], "inputs": {"desk": "B", "text": _TEXT},
+        }),
         "chat": ("The model's chat template, streamed with its usage", {
             "model": "mera-demo",
             "messages": [{"role": "user", "content": "See you at noon"}],
@@ -73,7 +75,7 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Example]]] = {
 }  # fmt: skip
 
 _MERA = {
-    "task": "demo_spam", "probe": "cafdf5ac…", "method": "mera", "decision": "steered", "reason": None, "alpha": 0.0374,
+    "task": "demo_spam", "probe": "e0098e7a…", "method": "mera", "decision": "steered", "reason": None, "alpha": 0.0374,
     "predicted_error": {"before": 0.0776, "after": 0.0374, "layer": 2, "position": "answer"},
     "steering": {
         "tokens": 1, "steered_tokens": 1, "cells": 4, "steered_cells": 4, "mean_shift": 0.203, "max_shift": 0.715,
@@ -99,7 +101,7 @@ ANSWERS: Mapping[str, tuple[str, Any]] = {  # path -> the name of the request, i
     "/": ("steered", [_GENERATED]),
     "/classify": ("batch", {
         "task": "demo_spam",
-        "probe": "cafdf5ac…",
+        "probe": "e0098e7a…",
         "results": [
             {
                 "label": "ham", "probabilities": {"ham": 0.562, "spam": 0.438}, "decision": "steered", "reason": None,
@@ -138,7 +140,7 @@ FIELDS: Mapping[str, Sequence[Any]] = {  # field of a body -> values that the bu
 }
 _BODIES = ("GenerateBody", "StreamBody", "CompletionBody", "ChatBody", "Message", "Parameters", "Steering")
 
-PLACES: Mapping[str, str] = {"digest": "cafdf5ac", "name": "mera-demo:demo_spam"}  # what stands in a path
+PLACES: Mapping[str, str] = {"digest": "e0098e7a", "name": "mera-demo:demo_spam"}  # what stands in a path
 
 ERRORS: Mapping[str, tuple[str, str]] = {  # status -> code, message
     "401": ("unauthorized", "authorization: no key; send the header `Authorization: Bearer <key>`, once"),

@@ -78,25 +78,29 @@ def test_every_method_at_every_position_and_layer_is_the_plain_implementation(
 
 
 def compare(job: Job, found: list[tuple[SteeringVectors, Policy]]) -> None:
-    """All of it in one batch, against one prompt at a time."""
+    """All of it in one batch, against one prompt at a time: a label is chosen, and two tokens are, freely."""
     prompts, answers = job.prompts(job.splits.test[:2]), []
+    freely = replace(job.served, choose="free").answer_tokens
     with Engine(job.loaded, EngineConfig(max_requests=16, cache_tokens=2048)) as engine:
         for vectors, policy in found:
             engine.register(policy.vectors, vectors)
         for vectors, policy in found:
             for request in prompts.requests(policy):
-                asked = replace(request, max_new_tokens=2)
-                answers.append((vectors, asked, engine.submit(asked)))
+                free = replace(request, choice=None, variants=freely, max_new_tokens=2, acts=2)
+                answers += [(vectors, one, engine.submit(one)) for one in (request, free)]
         answers = [(vectors, request, future.result(60)) for vectors, request, future in answers]
     for vectors, request, answer in answers:
-        truth = plain_generate(job.loaded.model, request.prompt, 2, vectors, request.policy)
-        assert list(answer.tokens) == truth.tokens
+        truth = plain_generate(job.loaded.model, request.prompt, request.max_new_tokens, vectors, request.policy)
         assert answer.steering.steered_cells == len(truth.moved)
         assert truth.logits is not None
-        classes = torch.stack([truth.logits[[token for (token,) in ids]].max() for ids in job.served.variants]).softmax(
-            -1
-        )
+        logits = [truth.logits[[token for (token,) in ids]].max() for ids in job.served.variants]
+        classes = torch.stack(logits).softmax(-1)
         assert answer.answer.probabilities == pytest.approx(classes.tolist(), abs=1e-4)
+        if request.choice is None:
+            assert list(answer.tokens) == truth.tokens
+        else:
+            assert answer.answer.label == int(classes.argmax())
+            assert answer.tokens in job.served.variants[answer.answer.label]
     assert any(answer.steering.steered_cells for _, _, answer in answers), "nothing moved: the comparison said nothing"
 
 

@@ -69,8 +69,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(scope="module")
 def exact(job: Job) -> Job:
-    """The same job with the answer anywhere in six generated tokens."""
-    return replace(job, served=replace(job.served, position="exact", max_new_tokens=6))
+    """The same job, answered freely: the answer is anywhere in six generated tokens."""
+    return replace(job, served=replace(job.served, choose="free", position="exact", max_new_tokens=6))
 
 
 def sigmoid(z: float) -> float:

@@ -216,7 +216,7 @@ PARAMETERS: dict[str, Strategy] = {
 }
 STEERING: dict[str, Strategy] = {
     "task": st.sampled_from(["demo_spam", "demo_desk_a", "sms_spam", "demo_spam", "mmlu_high_school", "../demo_spam"]),
-    "probe": st.sampled_from(["c", "cafd", "811d96cd", "0" * 64]),
+    "probe": st.sampled_from(["e", "e009", "de164966", "0" * 64]),
     "method": st.sampled_from(METHODS),
     "alpha": st.floats(0.01, 0.99) | number(0, 1),
     "positions": POSITIONS,
@@ -304,6 +304,7 @@ CHAT = body(
         "max_completion_tokens": st.integers(1, LONGEST),
         "logprobs": st.booleans(),
         "top_logprobs": st.integers(0, 2),
+        "inputs": FIELDS,
         "metadata": st.dictionaries(TEXT, TEXT, max_size=2),
         "safety_identifier": TEXT,
         "prompt_cache_key": TEXT,
@@ -340,7 +341,7 @@ def test_every_field_is_fuzzed() -> None:
         GenerateBody: native,
         ClassifyBody: native,
         CompletionBody: {*COMMON, *openai},
-        ChatBody: {*COMMON, *openai, *UNSUPPORTED},
+        ChatBody: {*COMMON, *openai, "inputs", *UNSUPPORTED},
     }
     assert not {(model.__name__, name) for model, names in told.items() for name in set(model.model_fields) - names}
 

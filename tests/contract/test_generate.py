@@ -138,15 +138,17 @@ async def test_fixed_strength_methods(ask: Ask, serving: Serving, method: str) -
     assert strong["steering"]["mean_shift"] > weak["steering"]["mean_shift"]
 
 
-async def test_positions_and_layers(ask: Ask, serving: Serving) -> None:
+@pytest.mark.parametrize("budget", [{}, {"parameters": {"max_new_tokens": 2}}])
+async def test_positions_and_layers(ask: Ask, serving: Serving, budget: dict[str, Any]) -> None:
+    """Positions end where the label does, which has one token here: what a larger budget adds is not steered."""
     active = serving.catalog.latest["demo_spam"].active
-    budget = {"parameters": {"max_new_tokens": 2, "stop": []}}
     every = await ask(FIELDS, "demo_spam", steering={"positions": "all"}, **budget)
     details, counts = every["details"], every["mera"]["steering"]
-    assert counts["tokens"] == details["prompt_tokens"] + details["generated_tokens"] - 1
+    assert details["generated_tokens"] == (2 if budget else 1)
+    assert counts["tokens"] == details["prompt_tokens"]
     assert counts["cells"] == counts["tokens"] * len(active)
     one = await ask(FIELDS, "demo_spam", steering={"layers": [active[0]]}, **budget)
-    assert one["mera"]["steering"]["cells"] == one["details"]["generated_tokens"]
+    assert one["mera"]["steering"]["cells"] == 1
     assert one["mera"]["guarantee"]["why"] == "layers overridden"
 
 

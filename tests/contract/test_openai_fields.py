@@ -41,7 +41,7 @@ SERVED: dict[str, dict[str, tuple[Any, list[dict[str, Any]]]]] = {  # field -> i
 CHECKED = {  # in tests of their own, here or in test_openai.py
     "": {"model", "steering", "details", "stream", "stream_options"},
     "/v1/completions": {"prompt", "echo"},
-    "/v1/chat/completions": {"messages", "max_completion_tokens", "top_logprobs"},
+    "/v1/chat/completions": {"messages", "inputs", "max_completion_tokens", "top_logprobs"},
 }
 TAGS: dict[str, dict[str, Any]] = {
     "": {"user": "me"},

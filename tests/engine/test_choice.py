@@ -12,10 +12,11 @@ import torch
 
 from merasteer.engine import Engine, EngineConfig
 from merasteer.engine.choice import points
+from merasteer.engine.sampling import gumbel
 from merasteer.errors import InvalidInput, PromptTooLong
 from merasteer.types import GenerationRequest, LabelChoice, Policy, Sampling
 
-END = 299
+END, DRAWS = 299, 300
 # Spellings of one to six tokens; they share first tokens, and (7, 8) and (9,) are beginnings of others.
 SHARED = LabelChoice((((5,), (6,)), ((7, 8),), ((7, 8, 10), (9, 11)), ((9,),), ((7, 12, 13, 14, 15, 16),)), END)
 SINGLE = LabelChoice((((5,), (6,)), ((7,),), ((8,), (9,), (10,))))
@@ -128,20 +129,40 @@ def test_a_policy_acts_as_far_as_the_label_goes(llama, prompts, make_vectors, pl
         assert plain(llama.model, (*prompts[3], *longer.tokens[:i]), 1, v, at).tokens == [longer.tokens[i]]
 
 
+def test_a_free_answers_policy_acts_while_its_first_tokens_are_chosen(llama, prompts, make_vectors, plain):
+    """As many as its task may have: the same as a policy on the positions that choose these, whatever else is generated."""
+    v, last = make_vectors(3, "residual"), len(prompts[3]) - 1
+    ask = GenerationRequest(prompts[3], 9, Policy("v", 0.01), acts=3)
+    with Engine(llama, EngineConfig()) as engine:
+        engine.register("v", v)
+        found, short, everywhere = answered(
+            engine, [ask, replace(ask, max_new_tokens=2), replace(ask, policy=Policy("v", 0.01, positions="all"))]
+        )
+    for answer, acting in ((found, range(last, last + 3)), (everywhere, range(last + 3))):
+        at = Policy("v", 0.01, positions=tuple(acting))
+        truth = plain(llama.model, prompts[3], 9, v, at)
+        assert list(answer.tokens) == truth.tokens
+        assert (answer.steering.tokens, answer.steering.steered_cells) == (len(acting), len(truth.moved))
+    assert short.tokens == found.tokens[:2]
+    assert short.steering.tokens == 2
+
+
 def engine_label(found):
     return next(s for s in SHARED.variants[found.answer.label] if found.tokens[: len(s)] == s)
 
 
 def test_sampled_labels_are_draws_from_q(llama, prompts):
-    """2,000 seeds against q, and the same seed gives the same label in any company; nothing but labels is ever drawn."""
+    """Each draw is the largest of log q plus its own seed's noise; the same seed gives the same label in any company."""
     ask = GenerationRequest(prompts[5], choice=SHARED, sampling=Sampling(1.0, seed=0))
     with Engine(llama, EngineConfig(max_requests=64, max_batch_tokens=1024)) as engine:
         q = torch.tensor(answered(engine, [replace(ask, sampling=Sampling())])[0].answer.probabilities)
-        drawn = answered(engine, [replace(ask, sampling=Sampling(1.0, seed=seed)) for seed in range(2000)])
+        drawn = answered(engine, [replace(ask, sampling=Sampling(1.0, seed=seed)) for seed in range(DRAWS)])
         again = [answered(engine, [replace(ask, sampling=Sampling(1.0, seed=seed))])[0] for seed in range(5)]
         cold = answered(engine, [replace(ask, sampling=Sampling(1e-3, seed=seed)) for seed in range(20)])
         first = answered(engine, [replace(ask, sampling=Sampling(5.0, top_k=1, seed=seed)) for seed in range(20)])
     assert [one.tokens for one in again] == [one.tokens for one in drawn[:5]]
+    noise = gumbel(torch.arange(DRAWS), torch.full((DRAWS,), len(ask.prompt)), 5)
+    assert [one.answer.label for one in drawn] == (q.log() + noise).argmax(-1).tolist()
     share = torch.bincount(torch.tensor([one.answer.label for one in drawn]), minlength=5) / len(drawn)
     error = (q * (1 - q) / len(drawn)).sqrt() * 4.5 + 1e-3
     assert bool(((share - q).abs() <= error).all()), (share, q)
@@ -193,7 +214,7 @@ def test_cancelled_and_failed_choices_leave_nothing(llama, prompts, settled: Cal
     rng = random.Random(3)
     with Engine(llama, EngineConfig(max_requests=4, max_batch_tokens=64, cache_tokens=512)) as engine:
         expected = answered(engine, [GenerationRequest(prompt, choice=SHARED) for prompt in prompts[:6]])
-        for _ in range(20):
+        for _ in range(10):
             futures = [engine.submit(GenerationRequest(prompt, choice=SHARED)) for prompt in prompts[:6]]
             gone = rng.sample(range(6), 3)
             for i in gone:

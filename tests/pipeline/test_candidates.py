@@ -143,16 +143,16 @@ def test_one_class_alone_has_neither_probe_nor_bias(loaded: LoadedModel, make_ta
 
 
 def test_a_bias_on_top_of_a_step_is_certified_as_such(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
-    options = Options(ordering=100, candidates=("mera+bias",), directions=("covariance",), hook_points=("residual",))
+    options = Options(ordering=100, candidates=("mera+bias",), directions=("covariance",), hook_points=("mlp_input",))
     report = run(loaded, make_task(), tmp_path / "store", options)
     assert report is not None
     assert (report["decision"], report["method"]) == ("certified", "mera+bias")
-    assert (report["hook_point"], report["direction"]) == ("residual", "covariance")
+    assert (report["hook_point"], report["direction"]) == ("mlp_input", "covariance")
     assert report["certificate"]["candidates"] == COMBINED
     found = published(tmp_path / "store")
     assert found.alpha == report["alpha"]
     assert found.manifest["steering"]["method"] == "mera+bias"
-    assert found.calibration["chosen"] == f"residual/covariance/{found.alpha:g}+bias"
+    assert found.calibration["chosen"] == f"mlp_input/covariance/{found.alpha:g}+bias"
     assert {row["method"] for row in found.calibration["candidates"]} == {"mera+bias"}
 
 

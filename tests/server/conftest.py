@@ -10,6 +10,8 @@ import pytest
 from mera_server.catalog import Catalog, Certificate, Probe
 from mera_server.resolve import Limits, Plan, plan
 from mera_server.schemas import GenerateBody
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from merasteer.errors import BadTask
 from merasteer.store import Entry
@@ -19,9 +21,12 @@ MakePlan = Callable[..., Plan]
 
 LABELS = ("ham", "spam")
 CERTIFICATE = Certificate("mcnemar", 0.12, 0.05, 0.0, 0.05, 250)
-
-
 SPELT = (((1,),), ((2,), (3,)))
+BOS, TURN = "<s>", "<t>"
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if loop.first and m['role'] == 'assistant' %}"
+    "{{ raise_exception('never ' + m['content']) }}{% endif %}{{ '<t>' + m['role'][0] + ':' + m['content'] }}{% endfor %}"
+)
 
 
 def served(name: str, position: str = "last", max_new_tokens: int = 1, choose: str = "free") -> ServedTask:
@@ -37,6 +42,27 @@ def holding(probe: Probe, **facts: Any) -> Probe:
     )
     kept = {name: value for name, value in facts.items() if name not in own}
     return replace(probe, **(kept | {"correction": correction, "label_bias": bias, "active": active}))
+
+
+@pytest.fixture(scope="session")
+def characters() -> Callable[[], PreTrainedTokenizerFast]:
+    """Makes tokenizers of one token a character, its code point; <s> (1) goes in front of a text, <t> (2) begins a chat's turn."""
+
+    def make() -> PreTrainedTokenizerFast:
+        inner = Tokenizer(models.WordLevel({BOS: 1, TURN: 2} | {chr(i): i for i in range(3, 300)}, unk_token=chr(3)))
+        inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        inner.decoder = decoders.Fuse()
+        inner.add_special_tokens([AddedToken(token, special=True) for token in (BOS, TURN)])
+        inner.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
+        return PreTrainedTokenizerFast(
+            tokenizer_object=inner,
+            bos_token=BOS,
+            unk_token=chr(3),
+            additional_special_tokens=[TURN],
+            chat_template=CHAT,
+        )
+
+    return make
 
 
 @pytest.fixture
@@ -57,11 +83,12 @@ def weak() -> Probe:
 
 
 @pytest.fixture
-def catalog(good: Probe, weak: Probe) -> Catalog:
+def catalog(good: Probe, weak: Probe, characters: Callable[[], PreTrainedTokenizerFast]) -> Catalog:
     probes = {probe.digest: probe for probe in (good, weak)}
     tasks = {name: served(name) for name in ("good", "weak", "bare")}
     entries = [Entry(None, p.task.name, d, "loaded", None, None) for d, p in probes.items()]  # type: ignore[arg-type]
-    return Catalog(4, {**tasks, "broken": BadTask("no such token")}, probes, {"good": good, "weak": weak}, entries)
+    latest = {"good": good, "weak": weak}
+    return Catalog(4, {**tasks, "broken": BadTask("no such token")}, probes, latest, entries, characters())
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from mera_server.catalog import Catalog, Probe
 from mera_server.resolve import Plan
 
 from merasteer.errors import EngineFailed
-from merasteer.types import Generation, GenerationRequest, Policy, Sampling
+from merasteer.types import Generation, GenerationRequest, LabelChoice, Policy, Sampling
 
 from .conftest import holding
 
@@ -37,6 +37,7 @@ def test_every_field_reaches_the_engine(make_plan: MakePlan) -> None:
         stop=("x",),
         variants=((1,), (2, 3)),
         position="last",
+        acts=1,
         logprobs=True,
         trace=True,
     )
@@ -54,12 +55,24 @@ def test_the_label_bias_reaches_the_engine(make_plan: MakePlan, catalog: Catalog
 def test_a_plain_request_asks_for_nothing_more(make_plan: MakePlan) -> None:
     found = engine_request(make_plan({"details": "trace"}), (1,))
     assert (found.policy, found.variants, found.logprobs, found.trace, found.stop) == (None, None, False, False, ())
+    assert (found.choice, found.acts, found.max_new_tokens) == (None, None, 16)
     assert found.sampling.greedy
 
 
 def test_a_task_without_an_artifact_still_asks_for_class_probabilities(make_plan: MakePlan) -> None:
     found = engine_request(make_plan({"steering": {"task": "bare"}}), (1,))
     assert (found.policy, found.variants) == (None, ((1,), (2, 3)))
+
+
+def test_a_task_that_chooses_among_labels_asks_for_a_label(make_plan: MakePlan, catalog: Catalog, good: Probe) -> None:
+    """Without a budget it ends with the label, and nothing but the label is steered whatever the budget."""
+    own = replace(good, task=replace(good.task, choose="labels", end=7))
+    chosen = replace(catalog, latest={"good": own})
+    for parameters, budget in (({}, None), ({"max_new_tokens": 5}, 5)):
+        made = make_plan({"steering": {"task": "good"}, "parameters": parameters}, catalog=chosen)
+        found = engine_request(made, (1,))
+        assert (found.max_new_tokens, found.policy) == (budget, Policy("aa" * 32, 0.3))
+        assert (found.choice, found.variants, found.acts) == (LabelChoice(own.task.variants, 7), None, None)
 
 
 class Staying:

@@ -12,11 +12,23 @@ from mera_server.openai.schemas import ChatBody, CompletionBody
 from mera_server.resolve import Limits
 
 from merasteer.errors import InvalidInput, PromptTooLong, Unsupported
-from merasteer.types import Policy, Sampling
+from merasteer.types import Policy, Sampling, ServedTask
 
 from .conftest import holding
 
-PROMPTS = [Prompt("prompt[0]", "Say: hello Label:", (1, 2, 3)), Prompt("prompt[1]", "else", (4,))]
+OWN = "Say: hello Label:"
+BOS, TURN = "<s>", "<t>"  # the tokenizer's, which knows one token a character
+
+
+def tokens_of(text: str) -> tuple[int, ...]:
+    """What the tokenizer makes of a text that holds no special token."""
+    return (1, *map(ord, text))
+
+
+PROMPTS = [
+    Prompt("prompt[0]", OWN, tokens_of(OWN), BOS + OWN),
+    Prompt("prompt[1]", "else", tokens_of("else"), BOS + "else"),
+]
 
 
 def completion(**fields: Any) -> CompletionBody:
@@ -28,6 +40,15 @@ def chat(**fields: Any) -> ChatBody:
 
 
 @pytest.fixture
+def talking(catalog: Catalog) -> ServedTask:
+    """A certified task of the catalog whose prompts are chats."""
+    good = catalog.latest["good"]
+    own = replace(good, digest="cc" * 32, task=replace(good.task, name="talking", choose="labels", chat=True))
+    catalog.tasks["talking"], catalog.probes[own.digest], catalog.latest["talking"] = own.task, own, own  # type: ignore[index]
+    return own.task
+
+
+@pytest.fixture
 def asks(catalog: Catalog) -> Any:
     """The asks of a body on two prompts, `task` being the one that the model's name carries."""
 
@@ -35,6 +56,7 @@ def asks(catalog: Catalog) -> Any:
         served = None if task is None else catalog.task(task)
         return asks_of(body, prompts or PROMPTS, served, catalog, Limits(**limits), room)
 
+    catalog.tasks["chosen"] = replace(catalog.task("bare"), name="chosen", choose="labels")  # type: ignore[index]
     return make
 
 
@@ -63,9 +85,9 @@ def test_every_field_is_in_the_plan(asks: Any) -> None:
 
 
 def test_how_many_tokens_where_none_is_given(asks: Any) -> None:
-    """A completion has sixteen; a chat what there is room for; a task its own."""
+    """A completion has sixteen; a chat what there is room for; a task its own, which ends with the label."""
     assert [ask.plan.max_new_tokens for ask in asks(completion())] == [16, 16]
-    assert [ask.plan.max_new_tokens for ask in asks(chat())] == [97, 99]
+    assert [ask.plan.max_new_tokens for ask in asks(chat())] == [82, 95]
     assert [ask.plan.max_new_tokens for ask in asks(chat(), max_new_tokens=50)] == [50, 50]
     assert [ask.plan.max_new_tokens for ask in asks(chat(), room=2)] == [
         1,
@@ -74,6 +96,7 @@ def test_how_many_tokens_where_none_is_given(asks: Any) -> None:
     for body in (completion(), chat()):
         assert [ask.plan.max_new_tokens for ask in asks(body, "good")] == [1, 1]
         assert [ask.plan.max_new_tokens for ask in asks(body, default_task="good")] == [1, 1]
+        assert [ask.plan.max_new_tokens for ask in asks(body, "chosen")] == [None, None]
     assert asks(chat(max_completion_tokens=7, max_tokens=7))[0].plan.max_new_tokens == 7
 
 
@@ -82,11 +105,27 @@ def test_the_certificate(asks: Any) -> None:
     own, other = asks(completion(), "good")
     assert own.plan.why == ()
     assert other.plan.why == ("the prompt does not match the task's template",)
-    tokens = Prompt("prompt", PROMPTS[0].text, (9,), plain=False)
-    assert asks(completion(), "good", [tokens])[0].plan.why == (
-        "the prompt's tokens are not those that its text gives",
-    )
-    assert asks(completion(), "bare", [tokens])[0].plan.why == ()
+    for other in ((9,), (1, *tokens_of(OWN))):  # neither others nor a second begin-of-text token
+        tokens = Prompt("prompt", OWN, other, OWN, by_ids=True)
+        assert asks(completion(), "good", [tokens])[0].plan.why == (
+            "the prompt's tokens are not those that its text gives",
+        )
+        assert asks(completion(), "bare", [tokens])[0].plan.why == ()
+
+
+def test_a_chat_tasks_prompt_is_the_one_with_its_special_tokens(asks: Any, talking: ServedTask) -> None:
+    """Ids of a rendered chat are compared with their special tokens shown; without the chat around it a prompt is not the task's."""
+    full = f"{BOS}{TURN}u:{OWN}"
+    ids = (1, 2, *map(ord, f"u:{OWN}"))
+    given = [
+        Prompt("prompt", full, tokens_of(full), full),  # a text in whose front there is a begin-of-text token already
+        Prompt("prompt", full, ids, full, by_ids=True),
+        Prompt("prompt", f"u:{OWN}", ids, full, by_ids=True),  # its text shows no special token
+    ]
+    for ask in asks(completion(), talking.name, given):
+        assert (ask.plan.prompt, ask.plan.why, ask.prompt.tokens) == (full, (), ids)
+    [bare] = asks(completion(), talking.name, PROMPTS[:1])
+    assert bare.plan.why == ("the prompt does not match the task's template",)
 
 
 def test_the_task_of_the_models_name(asks: Any) -> None:
@@ -120,6 +159,13 @@ def test_the_likeliest_token_is_not_known_under_a_label_bias(asks: Any, catalog:
     assert asks(completion(logprobs=1), "good")
     with pytest.raises(Unsupported, match=r"^logprobs: beside"):
         asks(completion(logprobs=1, steering={"method": "logit_bias"}), "good")
+
+
+def test_the_likeliest_token_is_not_known_where_a_label_is_chosen(asks: Any) -> None:
+    for body, field in ((completion(logprobs=1), "logprobs"), (chat(logprobs=True, top_logprobs=1), "top_logprobs")):
+        with pytest.raises(Unsupported, match=f"^{field}: beside"):
+            asks(body, "chosen")
+    assert asks(completion(logprobs=0), "chosen")[0].plan.tokens
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,62 +11,60 @@ import pytest
 from mera_server.catalog import Catalog
 from mera_server.openai.models import listing, task_in
 from mera_server.openai.prompts import Prompt, chat_prompt, prompts_of
-from mera_server.openai.schemas import Message
+from mera_server.openai.schemas import ChatBody
+from transformers import PreTrainedTokenizerFast
 
+from merasteer.engine.text import encode
 from merasteer.errors import BadTask, EmptyInputs, InvalidInput, NoChatTemplate, UnknownModel
+from merasteer.tasks import Prompter
 from merasteer.types import ServedTask
 
 BOS, TURN = 1, 2  # special tokens; the others are characters
 ONE = ServedTask("one", ("ham", "spam"), (((5,),), ((6,),)), "Say: {text} Label:")
 TWO = ServedTask("two", ("ham", "spam"), (((5,),), ((6,),)), "{desk}: {text} Label:")
-
-
-class Tokenizer:
-    chat_template: str | None = "there is one"
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
-        return "".join(chr(i) for i in ids if i > TURN or not skip_special_tokens)
-
-    def apply_chat_template(
-        self, chat: list[dict[str, str]], add_generation_prompt: bool, return_dict: bool
-    ) -> list[int]:
-        assert add_generation_prompt
-        assert not return_dict
-        if chat[0]["role"] == "assistant":
-            raise RuntimeError(f"never {chat[0]['content']}")
-        turns = "".join(f"{chr(TURN)}{message['role'][0]}:{message['content']}" for message in chat)
-        return [BOS, *map(ord, turns)]
-
-
-class Engine:
-    def __init__(self) -> None:
-        self.loaded = SimpleNamespace(tokenizer=Tokenizer(), vocab=300)
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        return (BOS, *map(ord, text))
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self.loaded.tokenizer.decode(tokens)
+TALKING = replace(ONE, name="talking", chat=True, system="Be brief.", examples=(("Say: hi Label:", "ham"),))
 
 
 @pytest.fixture
-def engine() -> Any:
-    return Engine()
+def engine(characters: Callable[[], PreTrainedTokenizerFast]) -> Any:
+    """The part of an engine that makes tokens of a text and a text of tokens."""
+    tokenizer = characters()
+    return SimpleNamespace(
+        loaded=SimpleNamespace(tokenizer=tokenizer, vocab=300),
+        encode=lambda text: encode(tokenizer, text),
+        decode=lambda tokens: tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False),
+    )
 
 
-def chat(*said: str) -> list[Message]:
+def chat(*said: str, **fields: Any) -> ChatBody:
     """Messages of user and assistant in turn."""
-    return [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(said)]  # type: ignore[arg-type]
+    return turns(*((("user", "assistant")[i % 2], text) for i, text in enumerate(said)), **fields)
+
+
+def turns(*said: tuple[str, Any], **fields: Any) -> ChatBody:
+    messages = [{"role": role, "content": content} for role, content in said]
+    return ChatBody.model_validate({"model": "m", "messages": messages, **fields})
+
+
+def prompter(task: ServedTask, engine: Any) -> Prompter:
+    return Prompter(task, engine.loaded.tokenizer)
+
+
+def ids_of(text: str) -> tuple[int, ...]:
+    return tuple(map(ord, text.replace("<s>", chr(BOS)).replace("<t>", chr(TURN))))
 
 
 def test_strings_and_token_ids(engine: Any) -> None:
-    hello, plain = Prompt("prompt", "hello", engine.encode("hello")), list(map(ord, "hello"))
-    assert prompts_of("hello", engine) == [hello]
-    assert prompts_of(engine.encode("hello"), engine) == [hello]
-    assert prompts_of(plain, engine) == [Prompt("prompt", "hello", tuple(plain), plain=False)]
+    hello, plain = engine.encode("hello"), ids_of("hello")
+    assert hello == (BOS, *plain)
+    assert prompts_of("hello", engine) == [Prompt("prompt", "hello", hello, "hello")]
+    assert prompts_of(hello, engine) == [Prompt("prompt", "hello", hello, "<s>hello", by_ids=True)]
+    assert prompts_of(plain, engine) == [Prompt("prompt", "hello", plain, "hello", by_ids=True)]
     assert [prompt.field for prompt in prompts_of(["a", "b"], engine)] == ["prompt[0]", "prompt[1]"]
     assert [prompt.tokens for prompt in prompts_of([[BOS, 70], [70]], engine)] == [(BOS, 70), (70,)]
-    assert prompts_of([BOS], engine) == [Prompt("prompt", chr(BOS), (BOS,), plain=False)]
+    assert prompts_of([BOS], engine) == [Prompt("prompt", "<s>", (BOS,), "<s>", by_ids=True)]
+    turn = (BOS, TURN, *plain)  # its text alone would give other tokens
+    assert prompts_of(turn, engine) == [Prompt("prompt", "<s><t>hello", turn, "<s><t>hello", by_ids=True)]
 
 
 @pytest.mark.parametrize(
@@ -83,39 +82,53 @@ def test_prompts_that_are_refused(engine: Any, given: Any, error: type[Exception
 
 
 def test_a_chat_goes_through_the_chat_template(engine: Any) -> None:
-    """Its tokens are not those of a text: no certificate covers them."""
     made = chat_prompt(chat("hello", "yes", "why"), None, engine)
-    assert (made.field, made.plain) == ("messages", False)
-    assert made.tokens == (BOS, *map(ord, "\2u:hello\2a:yes\2u:why"))
-    parts = [Message.model_validate({"role": "developer", "content": [{"type": "text", "text": t} for t in "ab"]})]
-    assert made.text.startswith(chr(BOS))
-    assert chat_prompt(parts, None, engine).tokens == (BOS, *map(ord, "\2s:a\nb"))
+    assert (made.field, made.text, made.full) == ("messages", *["<s><t>u:hello<t>a:yes<t>u:why"] * 2)
+    assert made.tokens == ids_of(made.full)
+    parts = turns(("developer", [{"type": "text", "text": text} for text in "ab"]))
+    assert chat_prompt(parts, None, engine).tokens == ids_of("<s><t>s:a\nb")
 
 
 @pytest.mark.parametrize("text", ["hello", "Say: hello Label:"])
 def test_a_message_to_a_task_is_its_only_field_or_its_prompt(engine: Any, text: str) -> None:
-    made = chat_prompt(chat(text), ONE, engine)
-    assert made == Prompt("messages", "Say: hello Label:", engine.encode("Say: hello Label:"))
-    assert not chat_prompt(chat(text), None, engine).plain
+    """Round the prompt of a chat task stand its system text, its examples and the chat template, once."""
+    own = "Say: hello Label:"
+    assert chat_prompt(chat(text), prompter(ONE, engine), engine) == Prompt("messages", own, engine.encode(own), own)
+    whole = f"<s><t>s:Be brief.<t>u:Say: hi Label:<t>a:ham<t>u:{own}"
+    made = chat_prompt(chat(text), prompter(TALKING, engine), engine)
+    assert made == Prompt("messages", whole, ids_of(whole), whole)
+    assert chat_prompt(chat("x", inputs={"text": "hello"}), prompter(TALKING, engine), engine) == made
+
+
+def test_fields_by_name(engine: Any) -> None:
+    """In place of what the messages say, which may then say nothing."""
+    found = chat_prompt(chat("", inputs={"desk": "A", "text": "hello"}), prompter(TWO, engine), engine)
+    assert found == Prompt("messages", "A: hello Label:", engine.encode("A: hello Label:"), "A: hello Label:")
+    with pytest.raises(InvalidInput, match=r"^inputs: given, but the model's name carries no task"):
+        chat_prompt(chat("x", inputs={"text": "hello"}), None, engine)
+    for wrong in ({"desk": "A"}, {}, {"desk": "A", "text": "b", "other": "c"}):
+        with pytest.raises(InvalidInput, match="^inputs: "):
+            chat_prompt(chat("x", inputs=wrong), prompter(TWO, engine), engine)
 
 
 def test_what_is_not_a_tasks_prompt_goes_through_the_chat_template(engine: Any) -> None:
-    assert chat_prompt(chat("A: hello Label:"), TWO, engine).text == "A: hello Label:"
-    system = [Message(role="system", content="hello")]
-    for messages, task in ((chat("hello"), TWO), (chat("a", "b", "c"), ONE), (system, ONE)):
-        assert chat_prompt(messages, task, engine) == chat_prompt(messages, None, engine)
+    two, one = prompter(TWO, engine), prompter(ONE, engine)
+    assert chat_prompt(chat("A: hello Label:"), two, engine).text == "A: hello Label:"
+    system = turns(("system", "hello"))
+    for body, task in ((chat("hello"), two), (chat("a", "b", "c"), one), (system, one)):
+        assert chat_prompt(body, task, engine) == chat_prompt(body, None, engine)
 
 
 def test_chats_that_are_refused(engine: Any) -> None:
     with pytest.raises(EmptyInputs, match=r"^messages: all are empty"):
         chat_prompt(chat("", ""), None, engine)
     with pytest.raises(InvalidInput, match=r"^messages: the model's chat template refuses") as caught:
-        chat_prompt([Message(role="assistant", content="secret")], None, engine)
+        chat_prompt(turns(("assistant", "secret")), None, engine)
     assert "secret" not in str(caught.value)
     engine.loaded.tokenizer.chat_template = None
     with pytest.raises(NoChatTemplate, match=r"^messages: this model has no chat template"):
         chat_prompt(chat("hello"), None, engine)
-    assert chat_prompt(chat("hello"), ONE, engine).plain
+    assert chat_prompt(chat("hello"), prompter(ONE, engine), engine).text == "Say: hello Label:"
 
 
 def test_model_names(catalog: Catalog) -> None:

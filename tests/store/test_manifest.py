@@ -41,7 +41,7 @@ def test_the_digest_leaves_itself_out_and_nothing_else(manifest: dict[str, Any])
 
 SCORE = {"layer": 0, "rmse": 0.2, "dummy_rmse": 0.4, "standard_error": 0.01, "idle": False}
 CASES: list[tuple[str, Any, str]] = [
-    ("schema", 2, "upgrade mera-server"),
+    ("schema", 3, "upgrade mera-server"),
     ("schema", True, "upgrade mera-server"),
     ("digest", "abc", "digest"),
     ("certified", "yes", "certified"),

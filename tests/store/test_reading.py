@@ -118,7 +118,7 @@ BAD: dict[str, tuple[Callable[[Path, Reseal], object], str]] = {
     "splits overlap": (lambda f, r: r(f, _set("splits", "test", ["b1"])), "splits.test: shares the row"),
     "task climbs out": (lambda f, r: r(f, _set("task", "name", "../../x")), r"task\.name"),
     "task of another folder": (lambda f, r: r(f, _set("task", "name", "other")), "made for the task other"),
-    "future schema": (lambda f, r: r(f, lambda m: m.update(schema=2)), "upgrade mera-server"),
+    "future schema": (lambda f, r: r(f, lambda m: m.update(schema=3)), "upgrade mera-server"),
     "unknown key": (lambda f, r: r(f, lambda m: m.update(host="here")), "unknown field 'host'"),
     "other weights": (lambda f, r: r(f, _set("model", "weights", {"model.safetensors": "0" * 64})), "made for other weights"),
     "other tokenizer": (lambda f, r: r(f, _set("model", "tokenizer", "0" * 64)), "made for another tokenizer"),

@@ -68,7 +68,7 @@ def asks_of(
         sampling = first.sampling
         for i in range(n):
             drawn = replace(first, sampling=replace(sampling, seed=(sampling.seed + i) % SEEDS))
-            asks.append(Ask(len(asks), prompt, drawn, prompt.text if getattr(body, "echo", False) else ""))
+            asks.append(Ask(len(asks), _encoded(prompt, first), drawn, prompt.text if getattr(body, "echo", False) else ""))
     return asks
 
 
@@ -99,10 +99,17 @@ def _plan(
         )
     if budget is None and planned.task is None and isinstance(body, ChatBody):
         planned = replace(planned, max_new_tokens=max(1, min(limits.max_new_tokens, room - len(prompt.tokens))))
-    own = planned.prompter if planned.probe is not None else None
+    own = planned.prompter if prompt.by_ids and planned.probe is not None else None
     if own is not None and own.encode(planned.prompt) != prompt.tokens:
         planned = replace(planned, why=(*planned.why, "the prompt's tokens are not those that its text gives"))
     return planned
+
+
+def _encoded(prompt: Prompt, planned: Plan) -> Prompt:
+    """The prompt, its tokens as the task makes them of a text: a begin-of-text token that is written there gets no second one."""
+    if planned.prompter is None or prompt.by_ids:
+        return prompt
+    return replace(prompt, tokens=planned.prompter.encode(planned.prompt))
 
 
 def _planned(

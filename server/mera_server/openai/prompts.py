@@ -27,13 +27,14 @@ class Prompt:
     """One prompt as the engine takes it.
 
     field: what the request calls it. text: what a plain task's template is compared with, and what `echo` repeats. full: the text with
-    its special tokens, as a chat task's prompts are written.
+    its special tokens, as a chat task's prompts are written. by_ids: whether it was given as token ids, which are taken as they are.
     """
 
     field: str
     text: str
     tokens: tuple[int, ...]
     full: str
+    by_ids: bool = False
 
 
 def prompts_of(given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], engine: Engine) -> list[Prompt]:
@@ -112,4 +113,4 @@ def _of_tokens(field: str, tokens: Sequence[int], engine: Engine) -> Prompt:
     ids = tuple(tokens)
     full = engine.decode(ids)
     text = str(engine.loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return Prompt(field, text if text and engine.encode(text) == ids else full, ids, full)
+    return Prompt(field, text if text and engine.encode(text) == ids else full, ids, full, by_ids=True)
