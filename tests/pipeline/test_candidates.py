@@ -170,10 +170,11 @@ def test_all_candidates_compete_by_default(finished, loaded: LoadedModel, tmp_pa
     for row in found.calibration["candidates"]:
         assert (row["gained"] - row["lost"]) / 100 == pytest.approx(row["gain"])
         assert row["lower_bound"] <= row["gain"]
-    only = run(loaded, finished.task, tmp_path / "store", Options(ordering=100, candidates=("mera",)))
+    few = Options(ordering=100, candidates=("mera",), directions=("covariance",), hook_points=("residual",))
+    only = run(loaded, finished.task, tmp_path / "store", few)
     assert only is not None
     steps = published(tmp_path / "store")
-    assert only["certificate"]["candidates"] == 60
+    assert only["certificate"]["candidates"] == 10
     assert "method" not in steps.manifest["steering"]
     assert not any("method" in row for row in steps.calibration["candidates"])
 
@@ -182,8 +183,9 @@ def test_logistic_probes_and_one_layer_and_the_last_position_run_through(
     finished, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     options = Options(
-        ordering=100, family="logistic", layers="best", positions="last", directions=("covariance", "euclidean")
-    )
+        ordering=100, family="logistic", layers="best", positions="last", hook_points=("residual",),
+        directions=("covariance", "euclidean"),
+    )  # fmt: skip
     report = run(loaded, finished.task, tmp_path / "store", options)
     assert report is not None
     found = published(tmp_path / "store")

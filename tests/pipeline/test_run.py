@@ -74,13 +74,6 @@ def test_the_predicted_error_of_the_calibration_split_is_that_of_the_served_path
     assert abs(mean["served"] - mean["unsteered"]) > 0.01  # the two are told apart
 
 
-def test_equal_inputs_give_equal_files(finished, loaded: LoadedModel, tmp_path: Path) -> None:
-    again = run(loaded, finished.task, tmp_path / "store", finished.options)
-    assert again is not None
-    assert {**again, "seconds": None} == {**finished.report, "seconds": None}
-    assert tree(tmp_path / "store") == tree(finished.store)
-
-
 def test_finished_stages_are_not_run_again(finished, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("merasteer.engine.Engine.start", lambda self: pytest.fail("a finished stage was run again"))
     assert run(loaded, finished.task, finished.store, finished.options) == finished.report
@@ -126,7 +119,9 @@ def test_the_papers_bound_cannot_certify() -> None:
         Options(test="paper")
 
 
-def test_stages_one_by_one_are_the_run(loaded: LoadedModel, finished, tmp_path: Path) -> None:
+def test_stages_one_by_one_are_the_run_and_equal_inputs_give_equal_files(
+    loaded: LoadedModel, finished, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     for stage in ("collect", "fit", "calibrate"):
         assert run(loaded, finished.task, store, finished.options, until=stage) is None
@@ -136,6 +131,8 @@ def test_stages_one_by_one_are_the_run(loaded: LoadedModel, finished, tmp_path: 
     assert artifacts.scan([store]) == []
     whole = run(loaded, finished.task, store, finished.options)
     assert whole == {**unpublished, "artifact": finished.report["artifact"]}
+    assert {**whole, "seconds": None} == {**finished.report, "seconds": None}
+    assert tree(store) == tree(finished.store)
 
 
 def test_other_options_run_through(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
