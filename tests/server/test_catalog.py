@@ -9,6 +9,7 @@ import pytest
 from mera_server.catalog import Catalog, Probe, probe_of
 
 from merasteer.errors import BadTask, UnknownProbe
+from merasteer.types import Correction
 
 
 def test_the_listing_puts_the_certified_first(catalog: Catalog) -> None:
