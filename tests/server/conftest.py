@@ -42,7 +42,11 @@ def characters() -> Callable[[], PreTrainedTokenizerFast]:
         inner.add_special_tokens([AddedToken(token, special=True) for token in (BOS, TURN)])
         inner.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
         return PreTrainedTokenizerFast(
-            tokenizer_object=inner, bos_token=BOS, unk_token=chr(3), additional_special_tokens=[TURN], chat_template=CHAT
+            tokenizer_object=inner,
+            bos_token=BOS,
+            unk_token=chr(3),
+            additional_special_tokens=[TURN],
+            chat_template=CHAT,
         )
 
     return make

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from merasteer.errors import BadSplits, BadTask
+from merasteer.method.trie import begins_another, branches
 from merasteer.tasks import check, load_task
 from merasteer.tasks.checking import shown_text
-from merasteer.method.trie import begins_another, branches
 from merasteer.types import DataSource, SplitSizes, Task
 
 LABELS = ("ham", "spam")

@@ -68,7 +68,9 @@ def asks_of(
         sampling = first.sampling
         for i in range(n):
             drawn = replace(first, sampling=replace(sampling, seed=(sampling.seed + i) % SEEDS))
-            asks.append(Ask(len(asks), _encoded(prompt, first), drawn, prompt.text if getattr(body, "echo", False) else ""))
+            asks.append(
+                Ask(len(asks), _encoded(prompt, first), drawn, prompt.text if getattr(body, "echo", False) else "")
+            )
     return asks
 
 
