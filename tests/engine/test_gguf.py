@@ -15,7 +15,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from merasteer.engine import Engine, identity_facts, load_model
+from merasteer.engine import Engine, identity_facts, load_model, model_name
 from merasteer.engine.gguf import open_gguf
 from merasteer.engine.gguf_config import configuration
 from merasteer.errors import InvalidInput
@@ -178,6 +178,15 @@ def test_a_file_is_identified_by_its_content(write, llama, make_tiny, tmp_path):
     assert (cut.weights == first.weights, cut.tokenizer == first.tokenizer) == (False, False)
     other = identity(write(make_tiny("llama", seed=1)))
     assert (other.weights == first.weights, other.tokenizer == first.tokenizer) == (False, True)
+
+
+def test_a_model_is_named_as_it_will_be_once_it_is_loaded(write, llama, tmp_path):
+    path = write(llama)
+    assert model_name(path) == model_name(str(path)) == load_model(path, device="cpu").id == "tiny"
+    assert (model_name(tmp_path), model_name("owner/name")) == (tmp_path.name, "owner/name")
+    (tmp_path / "odd.gguf").mkdir()
+    assert model_name(tmp_path / "odd.gguf") == "odd.gguf"
+    assert "holds no config.json" in refused(tmp_path / "odd.gguf")
 
 
 # ------------------------------------------------------------------------------------------------ Llama 3.1's rope

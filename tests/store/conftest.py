@@ -137,6 +137,20 @@ def _reseal(folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     return folder.rename(folder.with_name(manifest["digest"][:12]))
 
 
+def aged(folder: Path) -> Path:
+    """A published artifact as schema 1 had it: one token is a spelling, every answer free, every prompt plain."""
+
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["schema"], task = 1, manifest["task"]
+        task["variants"] = [[token for (token,) in spellings] for spellings in task["variants"]]
+        for name in ("choose", "chat", "system", "examples", "end"):
+            del task[name]
+
+    found = _reseal(folder, edit)
+    (found.parent / "latest").write_text(found.name + "\n", "utf-8")
+    return found
+
+
 @pytest.fixture
 def reseal() -> Callable[..., Path]:
     """Edit a published manifest and make every hash and the folder's name right again: only the content is wrong."""

@@ -16,7 +16,7 @@ SEVERAL = ("--models", "--tasks", "--methods", "--answer-positions")
 
 
 def bench(
-    models: Annotated[list[str], option("--models", "model folders or hub ids, one or more")],
+    models: Annotated[list[str], option("--models", "model folders, .gguf files or hub ids, one or more")],
     tasks: Annotated[list[str], option("--tasks", "names or paths of tasks, one or more")],
     out: Annotated[
         Path, option("--out", "folder for records, table and plots; a study that was stopped goes on there")

@@ -83,7 +83,7 @@ for command in probes_operations.COMMANDS:
 
 @app.command()
 def plant(
-    model: Annotated[str, option("--model", "model folder or hub id")],
+    model: Annotated[str, option("--model", "model folder, .gguf file or hub id")],
     task: Annotated[str, option("--task", "name or path of a task")],
     seed: Annotated[int, option("--seed", "seed of the random readouts")] = 0,
     hook_point: Annotated[str, option("--hook-point", "residual, mlp_input or reference")] = "residual",

@@ -13,7 +13,7 @@ __all__ = ["recertify"]
 
 
 def recertify(
-    model: Annotated[str, option("--model", "model folder or hub id")],
+    model: Annotated[str, option("--model", "model folder, .gguf file or hub id")],
     task: Annotated[
         str | None, option("--task", "name or path of a task (default: every task whose default artifact is certified)")
     ] = None,

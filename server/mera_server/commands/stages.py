@@ -34,7 +34,7 @@ UNTIL: dict[str, Stage] = {
 def run(
     *,
     stage: str,
-    model: Annotated[str, option("--model", "model folder or hub id")],
+    model: Annotated[str, option("--model", "model folder, .gguf file or hub id")],
     task: Annotated[str, option("--task", "name or path of a task")],
     data: Annotated[Path | None, option("--data", "rows, in place of the task's own")] = None,
     out: Annotated[

@@ -2,7 +2,7 @@
 
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.engine import Engine, EngineStats
-from merasteer.engine.loading import LoadedModel, load_model, wrap_model
+from merasteer.engine.loading import LoadedModel, load_model, model_name, wrap_model
 from merasteer.engine.meaning import conditions_of, identity_facts
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "conditions_of",
     "identity_facts",
     "load_model",
+    "model_name",
     "wrap_model",
 ]

@@ -16,7 +16,7 @@ from merasteer.engine.layers import ARCHITECTURES, decoder_layers, family_of
 from merasteer.engine.placement import LARGER, DeviceMap, check_group, check_placement, target_of
 from merasteer.errors import InvalidInput, MeraError, UnsupportedModel
 
-__all__ = ["LoadedModel", "load_model", "wrap_model"]
+__all__ = ["LoadedModel", "load_model", "model_name", "wrap_model"]
 
 REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # all of it is looked at, and nothing ignored
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -86,14 +86,18 @@ def load_model(
             f"model: {str(id_or_dir)!r} does not fit into the memory of {target}; {LARGER}, or --device cpu"
         ) from error
     except Exception as error:
-        raise InvalidInput(
-            f"model: {str(id_or_dir)!r} cannot be loaded ({first_line(error)}); "
-            "give a folder or repository that holds config.json, safetensors and a tokenizer"
-        ) from error
-    if is_gguf(source):
-        return wrap_model(model, tokenizer, source.stem, source)
-    model_id = Path(id_or_dir).resolve().name if Path(id_or_dir).is_dir() else str(id_or_dir)
-    return wrap_model(model, tokenizer, model_id, source)
+        remedy = "give a folder or repository that holds config.json, safetensors and a tokenizer"
+        remedy = "use its safetensors checkpoint" if is_gguf(source) else remedy
+        raise InvalidInput(f"model: {str(id_or_dir)!r} cannot be loaded ({first_line(error)}); {remedy}") from error
+    return wrap_model(model, tokenizer, model_name(id_or_dir), source)
+
+
+def model_name(id_or_dir: str | Path) -> str:
+    """The id that a model has once it is loaded: a folder's name, a GGUF file's without its suffix, a hub id as it is."""
+    path = Path(id_or_dir)
+    if is_gguf(path):
+        return path.stem
+    return path.resolve().name if path.is_dir() else str(id_or_dir)
 
 
 def _source(id_or_dir: str | Path) -> Path:
