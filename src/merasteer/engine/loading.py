@@ -141,7 +141,14 @@ def _from_gguf(path: Path, **how: Any) -> tuple[Any, Any]:
         bos_token_id=config.bos_token_id, eos_token_id=end_token_ids(file.metadata), pad_token_id=config.pad_token_id
     )
     model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=file.state_dict(config), generation_config=ends, **REPORT, **how
+        None,
+        config=config,
+        state_dict=file.state_dict(config),
+        generation_config=ends,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **REPORT,
+        **how,
     )
     check_loaded(path.name, info)
     return model, tokenizer
