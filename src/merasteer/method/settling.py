@@ -29,7 +29,7 @@ def mcnemar_power(n: int, gained: float, lost: float, level: float) -> float:
     changed = gained + lost
     if changed <= 0.0:
         return 0.0
-    low, high = binom.ppf([TAIL, 1.0 - TAIL], n, changed)
+    low, high = (float(binom.ppf(share, n, changed)) for share in (TAIL, 1.0 - TAIL))
     d: NDArray[np.float64] = np.arange(low, high + 1.0)
     needed = binom.isf(level, d, 0.5) + 1.0  # the smallest g with P(Bin(D, ½) ≥ g) ≤ level; above D where no g will do
     return float(binom.pmf(d, n, changed) @ binom.sf(needed - 1.0, d, gained / changed))
@@ -71,5 +71,5 @@ def rows_to_settle(
 
 def _shown(rows: float) -> int:
     """The number rounded up to two digits: it is an estimate of an estimate."""
-    digits = max(0, math.floor(math.log10(max(rows, 1.0))) - 1)
-    return min(LIMIT, math.ceil(rows / 10**digits) * 10**digits)
+    unit: int = 10 ** max(0, math.floor(math.log10(max(rows, 1.0))) - 1)
+    return min(LIMIT, math.ceil(rows / unit) * unit)

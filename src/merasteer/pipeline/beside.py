@@ -42,9 +42,7 @@ def beside(job: Job, collected: Output) -> Beside:
         found = _measure(job, collected)
         job.ground.save(name, found)
     where, tensors = found.facts["label_probe"], found.tensors
-    probe = LabelProbe(
-        where["hook_point"], where["layer"], tensors["label_probe.weight"], tensors["label_probe.bias"]
-    )
+    probe = LabelProbe(where["hook_point"], where["layer"], tensors["label_probe.weight"], tensors["label_probe.bias"])
     return Beside({name: np.asarray(tensors[name].numpy()) for name in NAMES}, probe)
 
 

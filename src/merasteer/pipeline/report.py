@@ -29,9 +29,7 @@ CANDIDATE = ("key", "hook_point", "direction", "alpha", "gain", "gained", "lost"
 NEEDED = ("task", "model", "decision", "reason", "n", "accuracy", "recall", "certificate")  # of what is read back
 
 
-def measured(
-    job: Job, document: Mapping[str, Any], unsteered: Answers, steered: Answers, others: Beside
-) -> Report:
+def measured(job: Job, document: Mapping[str, Any], unsteered: Answers, steered: Answers, others: Beside) -> Report:
     """All of the report that follows from answers. document: calibration.json; others: what stands beside them."""
     labels = [example.label for example in job.splits.test]
     before, after = unsteered.correct(labels), steered.correct(labels)
@@ -106,7 +104,7 @@ def certificate_in(document: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _rows_to_settle(document: Mapping[str, Any], tested: Mapping[str, Any]) -> int | None:
     """From all the rows that the candidate was tried on: those of the ordering subset alone flatter it, since it was chosen there."""
-    row = next((row for row in document["candidates"] if row["key"] == tested["key"]), {})
+    row: Mapping[str, Any] = next((row for row in document["candidates"] if row["key"] == tested["key"]), {})
     counts = [{name: tested[name] for name in COUNTS}]
     if (size := _ordering_size(document)) and "gained" in row and "lost" in row:
         counts.append({"n": size, "gained": row["gained"], "lost": row["lost"]})

@@ -36,7 +36,9 @@ def text_classifier_answers(train: Sequence[str], labels: Sequence[int], test: S
         warnings.simplefilter("ignore", ConvergenceWarning)
         features = _features()
         x, held = features.fit_transform([train[i] for i in kept]), np.arange(len(y)) % HELD == 0
-        shared = np.flatnonzero(x.getnnz(axis=0) >= min(2, len(y)))  # a feature of one row alone tells nothing of others
+        shared = np.flatnonzero(
+            x.getnnz(axis=0) >= min(2, len(y))
+        )  # a feature of one row alone tells nothing of others
         x = x[:, shared]
         strength = STRENGTHS[0]
         if len(np.unique(y[~held])) > 1:

@@ -1,7 +1,8 @@
 """What the model knows: a linear classifier of the true label on the activations of one layer (docs/method.md section 5).
 
-Multinomial logistic regression with an L2 penalty. The layer is the one whose closed-form ridge classifier has the least leave-one-out
-error, which costs one decomposition per layer; the penalty has the least cross-validated log loss. Both are chosen on training items.
+Multinomial logistic regression with an L2 penalty. The layer is the one of least cross-validated log loss at a middle penalty, then the
+penalty that of least loss at that layer, both on training items. (The leave-one-out error of a ridge classifier costs as much, and says
+little: over 60 places and draws of 350 messages on a real model its correlation with held-out accuracy was −.1, that of this loss −.6.)
 Computed in float64 on standardised activations, handed back in raw units. Shapes: N items, L layers, d width, C classes.
 """
 
@@ -17,18 +18,20 @@ import numpy.typing as npt
 import torch
 
 from merasteer.errors import InvalidInput
-from merasteer.probes.fitting import RIDGE_GRID, one_thread
+from merasteer.probes.fitting import one_thread
 from merasteer.types import HookPoint
 
-__all__ = ["LabelProbe", "fit_label_probe", "ridge_loo_error"]
+__all__ = ["LabelProbe", "fit_label_probe"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)  # per item, on unit-variance inputs; strongest first
+MIDDLE = 0.01  # of these, for choosing the layer
 FOLDS = 5
-MOST = 4000  # items that layer and penalty are chosen on; the fit itself takes all
+MOST = 1000  # items that layer and penalty are chosen on; the fit itself takes all
 NEVER = -1e4  # bias of a class that no item has
+WORST = -20.0  # log-probability below which one item counts no further
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +66,12 @@ def fit_label_probe(
 ) -> LabelProbe:
     """The probe of the best hook point and layer, fit to `items` (indices into the N). Equal seeds give equal bits.
 
-    activations: hook point -> (N, L, d); labels (N,). One layer at a time is copied. Of layers with equal errors the first is taken.
-    One class alone teaches nothing: the probe then always says it.
+    activations: hook point -> (N, L, d); labels (N,). One layer at a time is copied. Of layers with equal losses the first is taken, of
+    penalties the strongest. One class alone teaches nothing: the probe then always says it.
     """
-    some = np.sort(np.random.default_rng(seed).permutation(items)[:MOST])
+    generator = np.random.default_rng(seed)
+    some = np.sort(generator.permutation(items)[:MOST])
+    folds = generator.permutation(len(some)) % FOLDS
     places = [(point, layer) for point, rows in activations.items() for layer in range(rows.shape[1])]
 
     def rows_of(point: HookPoint, layer: int, wanted: Ints) -> Floats:
@@ -75,43 +80,17 @@ def fit_label_probe(
     with one_thread():
         if len(np.unique(labels[items])) < 2:
             point, layer = places[0]
-            weight = torch.zeros(classes, activations[point].shape[-1])
-            return LabelProbe(point, layer, weight, _bias(labels[items[:1]], np.zeros(1), classes))
-        errors = [ridge_loo_error(rows_of(point, layer, some), labels[some]) for point, layer in places]
-        point, layer = places[int(np.argmin(errors))]
-        penalty = _penalty(_standard(rows_of(point, layer, some))[0], labels[some], seed)
+            nothing = torch.zeros(classes, activations[point].shape[-1])
+            return LabelProbe(point, layer, nothing, _bias(labels[items[:1]], np.zeros(1), classes))
+        losses = [_loss(_standard(rows_of(*place, some))[0], labels[some], folds, MIDDLE) for place in places]
+        point, layer = places[int(np.argmin(losses))]
+        x = _standard(rows_of(point, layer, some))[0]
+        penalty = min(PENALTIES, key=lambda penalty: _loss(x, labels[some], folds, penalty))
         x, mean, scale = _standard(rows_of(point, layer, items))
         known, weight, bias = _logistic(x, labels[items], penalty)
     raw = np.zeros((classes, len(mean)))
     raw[known] = weight / scale
     return LabelProbe(point, layer, torch.from_numpy(raw).float(), _bias(known, bias - raw[known] @ mean, classes))
-
-
-def ridge_loo_error(x: Floats, labels: Ints) -> float:
-    """Least mean squared leave-one-out error, over the ridge grid, of regressing the classes' indicators on x (N, d). Overwrites x.
-
-    With the hat matrix H of a penalty the error of leaving item i out is (y − ŷ)_i / (1 − H_ii), so one decomposition of the smaller
-    Gram matrix serves all penalties, all classes and all items left out.
-    """
-    (n, d), (x, _, _) = x.shape, _standard(x)
-    y = (labels[:, None] == np.unique(labels)).astype(np.float64)
-    y -= y.mean(0)
-    if d <= n:
-        values, v = np.linalg.eigh(x.T @ x)
-        keep = values > 1e-10 * max(float(values[-1]), 1e-300)
-        u = x @ (v[:, keep] / np.sqrt(values[keep]))
-    else:
-        values, u = np.linalg.eigh(x @ x.T)
-        keep = values > 1e-10 * max(float(values[-1]), 1e-300)
-        u = u[:, keep]
-    along, squares, values = u.T @ y, u**2, values[keep]
-    best = float("inf")
-    for penalty in RIDGE_GRID:
-        shrink = values / (values + penalty * n)
-        left = 1.0 - 1.0 / n - squares @ shrink  # the mean that was taken off is one degree more
-        residual = (y - u @ (shrink[:, None] * along)) / np.maximum(left, 1e-3)[:, None]
-        best = min(best, float((residual**2).mean()))
-    return best
 
 
 def _standard(x: Floats) -> tuple[Floats, Floats, Floats]:
@@ -123,24 +102,19 @@ def _standard(x: Floats) -> tuple[Floats, Floats, Floats]:
     return x, mean, scale
 
 
-def _penalty(x: Floats, labels: Ints, seed: int) -> float:
-    """The penalty of least log loss over random folds; of equal ones the strongest."""
-    folds = np.random.default_rng(seed).permutation(len(labels)) % FOLDS
-
-    def loss(penalty: float) -> float:
-        total = 0.0
-        for fold in range(FOLDS):
-            held = folds == fold
-            if len(np.unique(labels[~held])) < 2 or not held.any():
-                continue
-            known, weight, bias = _logistic(x[~held], labels[~held], penalty)
-            z = np.full((int(held.sum()), int(labels.max()) + 1), NEVER)
-            z[:, known] = x[held] @ weight.T + bias
-            z -= np.logaddexp.reduce(z, axis=1, keepdims=True)
-            total -= float(np.maximum(z[np.arange(len(z)), labels[held]], -20.0).sum())  # a class that only one fold has
-        return total
-
-    return min(PENALTIES, key=loss)
+def _loss(x: Floats, labels: Ints, folds: Ints, penalty: float) -> float:
+    """Mean log loss over the folds, each held out in turn. x (N, d), labels and folds (N,)."""
+    total = 0.0
+    for fold in range(FOLDS):
+        held = folds == fold
+        if len(np.unique(labels[~held])) < 2:
+            continue  # a class that this fold alone has teaches nothing without it
+        known, weight, bias = _logistic(x[~held], labels[~held], penalty)
+        z = np.full((int(held.sum()), int(labels.max()) + 1), NEVER)
+        z[:, known] = x[held] @ weight.T + bias
+        z -= np.logaddexp.reduce(z, axis=1, keepdims=True)
+        total -= float(np.maximum(z[np.arange(len(z)), labels[held]], WORST).sum())
+    return total / len(labels)
 
 
 def _logistic(x: Floats, labels: Ints, penalty: float) -> tuple[Ints, Floats, Floats]:
