@@ -23,6 +23,7 @@ from merasteer.bench.plots import draw
 from merasteer.bench.records import write_tables
 from merasteer.bench.table import details, markdown
 from merasteer.engine import LoadedModel
+from merasteer.engine.gguf import is_gguf
 from merasteer.errors import InvalidInput
 from merasteer.pipeline import Bars, Job, Loading, Options, prepare
 from merasteer.pipeline.workspace import replace_file
@@ -190,7 +191,8 @@ def _save(path: Path, cell: Cell) -> Cell:
 
 def _id(model: str) -> str:
     """The id that a model will have once it is loaded."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
+    path = Path(model)
+    return path.stem if is_gguf(path) else path.resolve().name if path.is_dir() else model
 
 
 def _at(task: Task, position: AnswerPosition) -> Task:

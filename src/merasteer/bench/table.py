@@ -23,8 +23,8 @@ LEGEND = (
     "In brackets its {level}interval. ✓ certified. – abstained: the model answers as if unsteered, SPI 0. Without a mark: a baseline "
     "that is always on and has no certificate. failed: the details say why. Empty: not run. "
     "Bold: the best SPI of its column, where above 0. Logit bias: a constant per class, fitted to the calibration labels; "
-    "the trivial fix that steering has to beat. Label probe: a linear classifier on the activations, what the model knows. Text classifier: "
-    "TF-IDF and logistic regression on the rows, what needs no model."
+    "the trivial fix that steering has to beat. Label probe: a linear classifier on the activations, what the model knows. Text "
+    "classifier: TF-IDF and logistic regression on the rows, what needs no model."
 )
 DETAILS = (
     "method", "decision", "correction", "α", "hook point", "direction", "accuracy", "balanced", "recall",

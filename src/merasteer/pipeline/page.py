@@ -34,7 +34,8 @@ pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; }
 svg { width: 100%; height: auto; font: 13px system-ui, sans-serif; }
 svg text { fill: var(--ink); } svg text.quiet { fill: var(--quiet); }
 .bar { fill: var(--beside); } .bar.unsteered { fill: var(--c1); } .bar.steered { fill: var(--c0); }
-.mark { stroke: var(--ink); stroke-dasharray: 4 4; } .axis { stroke: var(--line); } .ring { fill: none; stroke: var(--ink); stroke-width: 2; }
+.mark { stroke: var(--ink); stroke-dasharray: 4 4; }
+.axis { stroke: var(--line); } .ring { fill: none; stroke: var(--ink); stroke-width: 2; }
 .c0 { fill: var(--c0); color: var(--c0); stroke: var(--c0); } .c1 { fill: var(--c1); color: var(--c1); stroke: var(--c1); }
 .c2 { fill: var(--c2); color: var(--c2); stroke: var(--c2); } .c3 { fill: var(--c3); color: var(--c3); stroke: var(--c3); }
 .biased { fill: none; }
