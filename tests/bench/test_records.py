@@ -38,7 +38,11 @@ def test_every_cell_is_a_row_failed_ones_too(record: Any, tmp_path: Path) -> Non
         250,
         1.5,
     )
-    assert (rows["mera"]["accuracy_label_probe"], rows["mera"]["balanced_steered"], rows["sae"]["accuracy_text_classifier"]) == (
+    assert (
+        rows["mera"]["accuracy_label_probe"],
+        rows["mera"]["balanced_steered"],
+        rows["sae"]["accuracy_text_classifier"],
+    ) == (
         0.95,
         0.9,
         0.8,

@@ -175,7 +175,9 @@ def test_run_passes_its_options_on(
     assert (call["model"], call["task"], call["store"], call["until"]) == ("m", "t", tmp_path, "publish")
     assert (call["data"], call["report"]) == (Path("rows.jsonl"), Path("r.json"))
     said = capsys.readouterr().out
-    assert said.startswith("m, t: 60 training, 30 calibration, 20 test rows\n\nAbstained: m answers t unsteered, at accuracy .500")
+    assert said.startswith(
+        "m, t: 60 training, 30 calibration, 20 test rows\n\nAbstained: m answers t unsteered, at accuracy .500"
+    )
     assert said.endswith(f"\nServe it:  mera serve --model m --store {tmp_path}\n")
     assert main(["run", "--model", "m", "--task", "t", "--json", "--out", "a folder"]) == 0
     served = {"serve": "mera serve --model m --store 'a folder'"}
@@ -199,7 +201,8 @@ def test_a_report_is_written_as_it_is_printed_and_said_again(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "cannot be read"), ("{", "not JSON"), ("[]", "lacks 'task'"), ('{"task": 1}', "lacks 'model'")]
+    ("text", "said"),
+    [(None, "cannot be read"), ("{", "not JSON"), ("[]", "lacks 'task'"), ('{"task": 1}', "lacks 'model'")],
 )
 def test_what_is_no_report_is_two_and_one_line(
     text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from pathlib import Path
 from merasteer.pipeline.figures import accuracy_bars, candidate_gains
 from merasteer.pipeline.report import Report
 from merasteer.pipeline.summary import score_table
-from merasteer.pipeline.telling import labels_of, notes, number, scores, tested, verdict
+from merasteer.pipeline.telling import labels_of, notes, number, scores, trial, verdict
 from merasteer.pipeline.workspace import replace_file
 
 __all__ = ["page", "write_page"]
@@ -73,7 +73,7 @@ def _sections(report: Report) -> Iterator[str]:
     yield _explained()
     if "confusion" in report:
         yield f'<h2>Confusion</h2>\n<div class="pair">{"".join(_confusions(report))}</div>'
-    yield "<h2>What was tested</h2>\n" + "".join(f"<p>{escape(line)}</p>" for line in tested(report))
+    yield "<h2>What was tested</h2>\n" + "".join(f"<p>{escape(line)}</p>" for line in trial(report))
     if report.get("candidates"):
         chosen = (report["certificate"] or {}).get("candidate")
         yield f"<p>Gain of every candidate, in points, where they were ranked:</p>\n{candidate_gains(report['candidates'], chosen)}"

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from merasteer.pipeline.report import Report
-from merasteer.pipeline.telling import Score, labels_of, notes, number, scores, tested, verdict
+from merasteer.pipeline.telling import Score, labels_of, notes, number, scores, trial, verdict
 
 __all__ = ["MANY", "score_table", "summary"]
 
@@ -23,7 +23,7 @@ def summary(report: Report) -> str:
         f"{report['model']}, {report['task']}: {rows}",
         _wrapped([verdict(report)]),
         "\n".join(_aligned(score_table(report))),
-        _wrapped(tested(report)),
+        _wrapped(trial(report)),
         _wrapped(notes(report), "- "),
         "\n".join(_ending(report)),
     ]

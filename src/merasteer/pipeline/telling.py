@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from merasteer.pipeline.report import Report
 from merasteer.tasks.checking import shown_text
 
-__all__ = ["Score", "correction", "labels_of", "majority_label", "notes", "number", "scores", "tested", "verdict"]
+__all__ = ["Score", "correction", "labels_of", "majority_label", "notes", "number", "scores", "trial", "verdict"]
 
 CORRECTIONS = {"logit_bias": "a constant per label (logit bias)", "mera+bias": " with a constant per label"}
 TESTS = {"mcnemar": "exact McNemar test", "betting": "betting test", "hoeffding": "Hoeffding bound"}
@@ -96,7 +96,7 @@ def majority_label(report: Report) -> str | None:
     return labels_of(report)[sizes.index(max(sizes))]
 
 
-def tested(report: Report) -> Iterator[str]:
+def trial(report: Report) -> Iterator[str]:
     """What was tested, why it passed or failed, and about how many rows would settle it."""
     found = report["certificate"]
     if found is None:
