@@ -74,6 +74,10 @@ def run(
         int | None, option("--top-k", "items at either end of the contrastive direction (default: 100)")
     ] = None,
     test: Annotated[str | None, option("--test", "mcnemar or betting (default: by epsilon)")] = None,
+    allow_collapse: Annotated[
+        bool,
+        typer.Option("--allow-collapse", help="certify what passes though answers collapse; the word stays with it"),
+    ] = False,
     sae: Annotated[
         str | None,
         option("--sae", "layer=folder of sparse autoencoders to probe as well, with commas; for the report alone"),
@@ -101,6 +105,7 @@ def run(
         "top_k": top_k,
         "test": test,
         "sae": autoencoders(sae),
+        "allow_collapse": allow_collapse,
     }
     options = pipeline.Options(**{name: value for name, value in given.items() if value is not None})
     store = out or Settings().store

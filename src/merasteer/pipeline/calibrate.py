@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from merasteer.method.bounds import betting_lower_bounds
 from merasteer.method.certify import Certificate, certify, rank
-from merasteer.pipeline.batch import answers, predicted_error, running
+from merasteer.pipeline.attempts import attempt_of, effects_of, standing
+from merasteer.pipeline.batch import Answers, answers, predicted_error, running
 from merasteer.pipeline.canaries import WORDS, measured
 from merasteer.pipeline.collect import answers_of
 from merasteer.pipeline.fit import vectors_of
@@ -23,6 +24,7 @@ from merasteer.pipeline.job import Job
 from merasteer.pipeline.options import Options
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.workspace import Output
+from merasteer.store.ledger import Entry
 from merasteer.types import Correction, Positions
 
 __all__ = ["COMBINED", "Choice", "calibrate", "choose", "correction_in", "key_of", "steps_of"]
@@ -59,10 +61,13 @@ class Choice:
     gains: Mapping[str, float]
     certificate: Certificate
     readout: str | None
+    refused: bool = False  # it passed its test, and its answers collapse
 
     @property
     def chosen(self) -> Correction | None:
         """The certified candidate."""
+        if self.refused:
+            return None
         return next((one for one in self.candidates if key_of(one) == self.certificate.chosen), None)
 
     @property
@@ -86,12 +91,14 @@ def choose(
     gains_of: Callable[[Sequence[Correction]], Sequence[float]],
     outcomes: Callable[[Correction], tuple[Correct, Correct]],
     options: Options,
+    level: Callable[[], float],
 ) -> Choice:
     """Ranks the candidates that the options allow and tests the best.
 
     gains_of: accuracy gains on the ordering subset. outcomes: which calibration items are answered right without the candidate
     and with it; asked for the tested candidates only. bias: the labels', of the candidates that have one. Equal gains: the bias alone
-    before any step, a step before the same with the bias on top: what does less is preferred.
+    before any step, a step before the same with the bias on top: what does less is preferred. level: at which the best is tested, asked
+    for once all is ranked (`store.ledger`).
     """
     wanted = options.candidates
     alone = [Correction("logit_bias", bias=bias)] if "logit_bias" in wanted else []
@@ -107,7 +114,7 @@ def choose(
     certificate = certify(
         ranked,
         lambda key: outcomes(known[key]),
-        delta=options.delta,
+        delta=level() if ranked else options.delta,
         epsilon=options.epsilon,
         chances=options.chances,
         test=options.test,
@@ -131,6 +138,8 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
     before = answers_of(collected).correct([example.label for example in job.splits.train])[job.ordering]
     unsteered = answers_of(collected, "calibration").correct(labels)
     changes: dict[str, npt.NDArray[np.int64]] = {}  # D of every ordering item, by candidate
+    said: dict[str, Answers] = {}  # on the calibration split, by candidate that is tested
+    entered: list[Entry] = []
     with running(job.loaded, max(train.longest, held_out.longest)) as engine:
         for key, vectors in vectors_of(fitted).items():
             engine.register(key, vectors)
@@ -148,11 +157,20 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
 
         def outcomes(candidate: Correction) -> tuple[Correct, Correct]:
             with bars.bar("calibrate: test", len(labels)) as bar:
-                steered = answers(engine, held_out.requests(candidate), bar, held_out.where)
+                said[key_of(candidate)] = steered = answers(engine, held_out.requests(candidate), bar, held_out.where)
             return unsteered, steered.correct(labels)
 
+        def level() -> float:
+            entered.append(attempt_of(job))
+            return entered[0].level / entered[0].parts
+
         steps, bias = steps_of(fitted, job.options.positions), tuple(fitted.tensors["label_bias"].tolist())
-        choice = choose(steps, bias, gains_of, outcomes, job.options)
+        choice = choose(steps, bias, gains_of, outcomes, job.options, level)
+        alone = answers_of(collected, "calibration")
+        effects = {key: effects_of(job, alone, found, choice.certificate) for key, found in said.items()}
+        tested = choice.certificate.chosen
+        if tested is not None and effects[tested]["collapse"] and not job.options.allow_collapse:
+            choice = replace(choice, refused=True)
         with bars.bar("calibrate: what is served", len(labels)) as bar:
             read = predicted_error(engine, held_out.requests(choice.served), bar)
         canaries = None
@@ -160,7 +178,7 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
             with bars.bar("calibrate: canaries", len(WORDS)) as bar:
                 canaries = measured(engine, job.prompter, choice.served, job.loaded.dtype, bar)
     facts = {
-        "calibration": _document(fitted, choice, changes)
+        "calibration": _document(job, fitted, choice, changes, entered, effects)
         | ({"predicted_error": read} if read else {})
         | ({"canaries": canaries.to_json()} if canaries else {}),
         "chosen": asdict(choice.chosen) if choice.chosen else None,
@@ -169,19 +187,29 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
     return Output(facts)
 
 
-def _document(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
+def _document(
+    job: Job,
+    fitted: Output,
+    choice: Choice,
+    changes: Mapping[str, npt.NDArray[np.int64]],
+    entered: Sequence[Entry],
+    effects: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     """calibration.json."""
     certificate = choice.certificate
     # Without a readout nothing is published but a certified bias, so abstaining then is for want of a probe.
-    reason = None if certificate.certified else "uncertified" if choice.readout else "no_probe"
+    failed = "collapse" if choice.refused else "uncertified" if choice.readout else "no_probe"
+    certified = choice.chosen is not None
     return {
         "test": certificate.test,
         "epsilon": certificate.epsilon,
-        "delta": certificate.delta,
+        "delta": job.options.delta,
+        **standing(entered),
         "chances": certificate.chances,
-        "decision": "certified" if certificate.certified else "abstained",
-        "reason": reason,
-        "chosen": certificate.chosen,
+        **({"allowed": "collapse"} if job.options.allow_collapse else {}),
+        "decision": "certified" if certified else "abstained",
+        "reason": None if certified else failed,
+        "chosen": certificate.chosen if certified else None,
         "candidates": list(_rows(fitted, choice, changes)),
         "tested": [
             {
@@ -192,6 +220,7 @@ def _document(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[
                 "p_value": result.p_value,
                 "gain": result.gain,
                 "lower_bound": result.lower_bound,
+                **effects[result.candidate],
             }
             for result in certificate.tested
         ],

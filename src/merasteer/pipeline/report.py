@@ -23,8 +23,20 @@ __all__ = ["LEVEL", "Report", "accuracies", "certificate_in", "complete", "measu
 
 Report = dict[str, Any]
 LEVEL = 0.95
-CERTIFICATE = ("test", "delta", "epsilon", "p_value", "gain", "lower_bound", "candidates", "chances")
+CERTIFICATE = (
+    "test",
+    "delta",
+    "level",
+    "attempt",
+    "epsilon",
+    "p_value",
+    "gain",
+    "lower_bound",
+    "candidates",
+    "chances",
+)
 COUNTS = ("n", "gained", "lost")
+EFFECTS = ("collapse", "below_majority", "broken")
 CANDIDATE = ("key", "hook_point", "direction", "alpha", "gain", "gained", "lost")
 NEEDED = ("task", "model", "decision", "reason", "n", "accuracy", "recall", "certificate")  # of what is read back
 
@@ -97,7 +109,7 @@ def certificate_in(document: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         **{name: tested[name] for name in CERTIFICATE},
         "candidate": tested["key"],
-        **{name: tested[name] for name in COUNTS},
+        **{name: tested[name] for name in (*COUNTS, *EFFECTS)},
         "rows_to_settle": None if document["decision"] == "certified" else _rows_to_settle(document, tested),
     }
 

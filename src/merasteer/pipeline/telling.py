@@ -43,7 +43,7 @@ def verdict(report: Report) -> str:
     """What was decided, in one sentence."""
     accuracy, certificate = report["accuracy"], report["certificate"]
     if report["decision"] == "certified":
-        surely = f"with probability {100 * (1 - certificate['delta']):g} %"
+        surely = f"with probability {100 * (1 - level_of(certificate)):.4g} %"
         least = certificate["lower_bound"]
         by = f"at least {100 * least:.1f} points " if least > certificate["epsilon"] else ""
         return (
@@ -53,8 +53,15 @@ def verdict(report: Report) -> str:
     why = "nothing that was tried was shown to make it better"
     if report["reason"] == "no_probe":
         why = "no layer of it tells right from wrong here, so there is nothing to steer by"
+    if report["reason"] == "collapse":
+        why = f"the gain that was tested is no repair: {certificate['collapse']} (--allow-collapse would certify it)"
     unsteered = number(accuracy["unsteered"], 3)
     return f"Abstained: {report['model']} answers {report['task']} unsteered, at accuracy {unsteered}, because {why}."
+
+
+def level_of(certificate: Mapping[str, Any]) -> float:
+    """At which its test was made: of reports of before δ, shared by the second chances."""
+    return float(certificate.get("level", certificate["delta"])) / int(certificate.get("chances", 1))
 
 
 def correction(report: Report, row: Mapping[str, Any] | None = None) -> str:
@@ -107,7 +114,7 @@ def trial(report: Report) -> Iterator[str]:
     what = correction(report, row) if row is not None else "one candidate"
     ranked = f", {_points(row['gain'])} there" if row is not None else ""
     yield f"Tested: {what}; of {_count(found['candidates'], 'candidate')} the best on training rows held out for that{ranked}."
-    passed, level = report["decision"] == "certified", found["delta"] / found["chances"]
+    passed, level = found["p_value"] <= level_of(found), level_of(found)
     above = f" by more than {100 * found['epsilon']:g} points" if found["epsilon"] else ""
     yield (
         f"On the {report['n']['calibration']:,} calibration rows {_counts(found)}{_points(found['gain'])}. Better than unsteered{above}? "
@@ -116,6 +123,16 @@ def trial(report: Report) -> Iterator[str]:
     )
     if not passed and "rows_to_settle" in found:
         yield _settling(found)
+    if (attempt := found.get("attempt") or 1) > 1:
+        yield (
+            f"It is attempt {attempt} on these rows, hence the level. Whoever tunes on their results needs fresh rows: "
+            "the levels do not cover that."
+        )
+    if harm := found.get("broken"):
+        yield (
+            f"Of {harm['n']:,} that were right before it broke {number(harm['share'], 3)}; at most {number(harm['upper'], 3)} "
+            "of such answers, at the same level and as a statement of its own."
+        )
 
 
 def _settling(found: Mapping[str, Any]) -> str:
@@ -129,6 +146,8 @@ def notes(report: Report) -> Iterator[str]:
     """What a reader should not miss, one sentence each."""
     accuracy, most = report["accuracy"], majority_label(report)
     steered, knows, text = accuracy["steered"], accuracy.get("label_probe"), accuracy.get("text_classifier")
+    if (report["certificate"] or {}).get("below_majority"):
+        yield "On the calibration rows it stays below the majority (below_majority): a true gain of accuracy, and less than one label gets."
     if most is not None and steered <= accuracy["majority"]:
         yield f"No better than always saying {most!r}."
     for label, pair in zip(labels_of(report), report["recall"].values(), strict=True):

@@ -15,13 +15,11 @@ ones: the levels hold for attempts that are chosen without their results here.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from typing import Any
 from merasteer.errors import InvalidInput
 from merasteer.method.levels import level_of
 from merasteer.store.documents import canonical
-from merasteer.store.durable import sync
+from merasteer.store.durable import lock, sync
 
 __all__ = ["FILE", "Entry", "Test", "allot", "entries"]
 
@@ -87,7 +85,7 @@ def allot(
     path = store / slug / test.task / FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(store), path.open("a+b") as file:
+        with lock(store, alone=True), path.open("a+b") as file:
             own = list(_read(path))
             others = [one for other in sorted(store.glob(f"*/*/{FILE}")) if other != path for one in _read(other)]
             for one in (*own, *others):
@@ -187,14 +185,3 @@ def _entry(raw: Mapping[str, Any]) -> Entry:
 
 def _line_hash(entry: Entry) -> str:
     return hashlib.sha256(canonical(asdict(entry) | {"rows": list(entry.rows)})).hexdigest()
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """One writer in the whole store: attempts are counted over all its ledgers. Raises OSError where there are no locks."""
-    handle = os.open(store / ".ledger.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
