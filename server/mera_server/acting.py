@@ -81,8 +81,7 @@ def why(planned: Plan, probe: Probe, *, rendered: bool, limits: Limits) -> tuple
     budget, late = task.max_new_tokens, task.choose == "free" and task.position == "exact"  # the label may come late
     reasons = {
         "the artifact is not certified": not probe.certified,
-        f"the conditions of its test do not hold here: {probe.mismatch}": probe.certified
-        and probe.mismatch is not None,
+        str(probe.mismatch): probe.certified and probe.mismatch is not None,
         "steering is off on this server": not limits.steering,
         f"method {planned.method} is not what was certified": planned.method != probe.method,
         f"{', '.join(planned.overridden)} overridden": bool(planned.overridden),

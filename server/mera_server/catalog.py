@@ -37,7 +37,7 @@ class Certificate:
 class Probe:
     """An artifact as requests see it.
 
-    certified: as the artifact says. mismatch: in what this server differs from the conditions of its test, in words, else None.
+    certified: as the artifact says. mismatch: why its test says nothing of this server, a sentence that names what differs, else None.
     baselines: the fixed-strength methods whose vectors are resident.
     correction: its own, the one that was tested. label_bias: one value per label, for the methods that bias the answer.
     caution: what its test found beside the gain: answers that collapse, or that stay below the majority.
@@ -169,9 +169,10 @@ def _caution(tested: Mapping[str, Any]) -> Caution | None:
 
 
 def _mismatch(artifact: Artifact, here: Conditions) -> str | None:
-    if artifact.conditions is None or "canaries" not in artifact.calibration:
-        return "it was made before conditions and canaries were kept; test it again with mera recertify"
-    return "; ".join(differences(artifact.conditions, here)) or None
+    if artifact.conditions is None or (artifact.certified and "canaries" not in artifact.calibration):
+        return "made before conditions and canaries were kept; test it again with mera recertify"
+    found = "; ".join(differences(artifact.conditions, here))
+    return f"the conditions of its test do not hold here: {found}" if found else None
 
 
 def _calibration_error(calibration: Mapping[str, Any]) -> float | None:

@@ -88,7 +88,7 @@ def test_parts_need_as_many_processes(folder: Path) -> None:
         load_model(folder, device_map="cpu", tensor_parallel=2)
 
 
-def test_a_rank_refuses_a_checkpoint_that_lacks_a_tensor(folder: Path, tmp_path: Path) -> None:
+def test_a_rank_refuses_a_checkpoint_that_lacks_a_tensor(folder: Path, tmp_path: Path, forker: Forker) -> None:
     lame, out = tmp_path / "lame", tmp_path / "out"
     shutil.copytree(folder, lame)
     out.mkdir()
@@ -96,4 +96,4 @@ def test_a_rank_refuses_a_checkpoint_that_lacks_a_tensor(folder: Path, tmp_path:
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, lame / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(AssertionError, match=r"UnsupportedModel.* lacks model\.layers\.1\.mlp\.up_proj\.weight"):
-        run(lame, out)
+        run(forker, lame, out)

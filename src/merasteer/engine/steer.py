@@ -61,6 +61,7 @@ class Facts:
     def __init__(self, kwargs: dict[str, Any], table: SlotTable) -> None:
         self._kwargs, self._table = kwargs, table
         self.steady = False  # each token is its request's last: nothing is to be picked out
+        self.broken: torch.Tensor | None = None  # 0.0, or NaN where the model's last hidden state of the token is not finite
         self.moves: dict[HookPoint, Moves] = {}
 
     def advance(self, kwargs: dict[str, Any]) -> None:
@@ -216,11 +217,13 @@ class Steering:
     def attached(self) -> Iterator[None]:
         """The hooks sit in the model inside this context and are gone after it, whatever happens."""
         begin = self.model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        end = self.model.base_model.register_forward_hook(self._end)
         try:
             self.rehook()
             yield
         finally:
             begin.remove()
+            end.remove()
             while self._hooks:
                 self._hooks.popitem()[1].remove()
             self._hooked, self._facts = (), None
@@ -265,6 +268,11 @@ class Steering:
                 if wanted and (rows := table.rows(wanted)).layers:  # none where every layer is idle
                     facts.moves[point] = Moves(facts, table, rows, self.switches)
 
+    def _end(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """Looks at every token, not at those alone that choose: what is not finite stays so through the layers, and nothing else sees it."""
+        if self._facts is not None:
+            self._facts.broken = (output[0][0] * 0).sum(-1, dtype=torch.float32)
+
     def _hook(self, point: HookPoint, layer: int) -> Callable[[torch.Tensor], torch.Tensor | None]:
         def act(hidden: torch.Tensor) -> torch.Tensor | None:
             facts = self._facts
@@ -287,6 +295,7 @@ class Steering:
             raise RuntimeError("a step was finished that never began: the model's pre-hook did not run")
         report = self.report[: scores.shape[0]]
         self._account(facts, report)
+        _spoil(facts, report)
         slots, position = facts.slots_new, facts.position[facts.last]
         report[:, COUNTS + 5] = scores.amax(-1)  # not finite where a logit is none, or all are -inf
         raw, unbiased = scores, None
@@ -363,6 +372,16 @@ class Steering:
         sums[:, :4].index_add_(0, facts.request, per_token[:, :4])
         sums[:, 4].scatter_reduce_(0, facts.request, per_token[:, 4], "amax")
         report[:, :COUNTS] = sums[:-1]
+
+
+def _spoil(facts: Facts, report: torch.Tensor) -> None:
+    """Makes the first count of a request NaN where one of its tokens is not finite."""
+    if facts.broken is None:
+        raise RuntimeError("a step was finished without the hook behind the model's last layer; nothing of it is served")
+    broken = facts.broken.to(report.device)
+    if not facts.steady:
+        broken = torch.zeros(report.shape[0] + 1, device=report.device).index_add_(0, facts.request, broken)[:-1]
+    report[:, 0] += broken
 
 
 def _class_logits(scores: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
