@@ -175,9 +175,15 @@ def test_a_file_is_identified_by_its_content(write, llama, make_tiny, tmp_path):
     assert str(tmp_path) not in str(first.manifest())
     assert identity(path) == first
     cut = identity(write(llama, more={"tokenizer.ggml.pre": "gpt-2"}))
-    assert (cut.meaning.weights == first.meaning.weights, cut.meaning.tokenizer == first.meaning.tokenizer) == (True, False)
+    assert (cut.meaning.weights == first.meaning.weights, cut.meaning.tokenizer == first.meaning.tokenizer) == (
+        True,
+        False,
+    )
     other = identity(write(make_tiny("llama", seed=1)))
-    assert (other.meaning.weights == first.meaning.weights, other.meaning.tokenizer == first.meaning.tokenizer) == (False, True)
+    assert (other.meaning.weights == first.meaning.weights, other.meaning.tokenizer == first.meaning.tokenizer) == (
+        False,
+        True,
+    )
 
 
 def test_a_model_is_named_as_it_will_be_once_it_is_loaded(write, llama, tmp_path):

@@ -292,7 +292,7 @@ class _HostCopy:
         wanted: dict[Any, torch.Tensor | None] = {
             "report": steering.report,
             "trace": steering.trace if steering.switches.trace else None,
-            "options": steering.options if steering.switches.points else None,
+            "options": steering.head.options if steering.switches.points else None,
             **steering.captured,
         }
         self._event: torch.Event | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from merasteer.engine.run import Run
-from merasteer.engine.steer import Switches
+from merasteer.engine.switches import Switches
 from merasteer.engine.tables import OPEN
 from merasteer.types import HookPoint
 

@@ -81,7 +81,7 @@ def steps_of(fitted: Output, positions: Positions) -> list[Correction]:
     return [
         Correction("mera", key, alpha, positions=positions)
         for key, facts in fitted.facts["readouts"].items()
-        for alpha in facts["alphas"]
+        for alpha in reversed(facts["alphas"])  # of equal gains the one that moves least
     ]
 
 
