@@ -5,10 +5,12 @@ The model is trained in seconds: at desk B it says the opposite of what it knows
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ TEMPLATE = "{desk} {text} ?"
 
 Row = dict[str, str]
 MakeTask = Callable[..., Path]
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_collection_finish() -> None:
@@ -89,9 +92,27 @@ def rows(n: int, seed: int, desk_b: float = 0.35) -> list[Row]:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained model and its tokenizer."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)`: the folder that `make` has filled, in whichever of the processes came first. Nobody writes to it later."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def found(name: str, make: Callable[[Path], object]) -> Path:
+        folder, draft = shared / name, shared / f"{name}.draft"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                shutil.rmtree(draft, ignore_errors=True)  # of a process that was stopped
+                draft.mkdir()
+                make(draft)
+                draft.rename(folder)
+        return folder
+
+    return found
+
+
+def train(folder: Path) -> None:
+    """Leaves the trained model and its tokenizer in a folder."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(folder)
@@ -122,7 +143,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         loss.backward()
         optimiser.step()
     model.save_pretrained(folder)
-    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(once: Once) -> Path:
+    """The trained model and its tokenizer."""
+    return once("model", lambda folder: train(folder / "tiny")) / "tiny"
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ class Forker:
     """The process that children are forked from. A context manager."""
 
     def __init__(self) -> None:
-        self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._link, theirs = socket.socketpair()
         # One thread, whatever the libraries would start when they are imported.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, __file__, str(theirs.fileno())]
@@ -87,7 +87,9 @@ class Forker:
         job = {"program": str(program), "file": isinstance(program, Path)}
         job |= {"arguments": list(arguments), "environ": dict(environ)}
         pipes = [os.pipe() for _ in range(3)]
-        socket.send_fds(self._link, [json.dumps(job).encode()], [ours for _, ours in pipes])
+        text = json.dumps(job).encode()
+        socket.send_fds(self._link, [len(text).to_bytes(4, "big")], [ours for _, ours in pipes])
+        self._link.sendall(text)
         for _, given in pipes:
             os.close(given)
         return Child(*(kept for kept, _ in pipes))
@@ -98,16 +100,19 @@ def _serve(link: socket.socket) -> None:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # no child looks through what was imported, nor copies its pages for that
-    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread of a library: forking is not safe"
+    tasks = Path("/proc/self/task")
+    assert not tasks.exists() or len(list(tasks.iterdir())) == 1, "a thread of a library: forking is not safe"
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        job, given, *_ = socket.recv_fds(link, 1 << 20, 3)
-        if not job:
-            return None
+        length, given, *_ = socket.recv_fds(link, 4, 3)
+        if not length:
+            return
+        job = link.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
         if os.fork() == 0:
             link.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return _child(json.loads(job), *given)
+            _child(json.loads(job), *given)
+            return
         for number in given:
             os.close(number)
 

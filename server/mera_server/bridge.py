@@ -89,7 +89,7 @@ async def complete(
 
     prompts: their tokens, where these are not those of the plans' prompts.
     """
-    serving = runtime.serving()
+    serving, plans = runtime.serving(), await runtime.settle(plans)
     tokens = prompts or await encode(serving, plans)
     futures = submit(runtime, serving, request, plans, tokens, named)
     generations = await _until_gone(futures, request)
@@ -119,20 +119,14 @@ def finish(runtime: Runtime, serving: Serving, planned: Plan, generation: Genera
 
 def engine_request(planned: Plan, prompt: tuple[int, ...]) -> GenerationRequest:
     """What the engine is asked for."""
-    task = planned.task
-    return GenerationRequest(
-        prompt=prompt,
+    return planned.correction.request(
+        planned.task,
+        prompt,
         max_new_tokens=planned.max_new_tokens,
-        policy=planned.policy,
         sampling=planned.sampling,
         stop=planned.stop,
-        choice=None if task is None else task.choice,
-        variants=None if task is None else task.answer_tokens,
-        position=task.position if task is not None else "last",
-        label_bias=planned.label_bias,
-        acts=task.max_new_tokens if task is not None and task.choose == "free" else None,
         logprobs=planned.tokens,
-        trace=planned.trace and planned.policy is not None,
+        trace=planned.trace,
     )
 
 
@@ -170,6 +164,8 @@ def submit(
     watchers = None if watch is None else [watch(choice) for choice in range(len(plans))]
     futures = serving.engine.submit_all(asked, watchers, named)
     charge(request.scope, len(futures))
+    for future in futures:
+        future.add_done_callback(runtime.metrics.ended)
     return futures
 
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mera_server.replies import TaskReply, TasksReply
+from mera_server.replies import Caution, TaskReply, TasksReply
+from merasteer.conditions import Conditions, differences
+from merasteer.engine.canaries import Canaries
 from merasteer.errors import MeraError, UnknownTask, Unsupported
 from merasteer.store import Entry, certificate_of, resolve_prefix
 from merasteer.tasks import Prompter
-from merasteer.types import Artifact, Method, Positions, ServedTask
+from merasteer.types import Artifact, Correction, Method, ServedTask
 
 __all__ = ["Catalog", "Certificate", "Probe", "probe_of"]
 
@@ -26,6 +28,8 @@ class Certificate:
     lower_bound: float | None = None
     epsilon: float | None = None
     delta: float | None = None
+    level: float | None = None
+    attempt: int | None = None
     n: int | None = None
 
 
@@ -33,29 +37,36 @@ class Certificate:
 class Probe:
     """An artifact as requests see it.
 
-    certified: as the artifact says. mismatch: the dtype and attention of calibration where this server runs others, else None;
-    such an artifact is served, without its guarantee. baselines: the fixed-strength methods whose vectors are resident.
-    method: its own, the one that was certified. label_bias: one value per label, for the methods that bias the answer.
+    certified: as the artifact says. mismatch: in what this server differs from the conditions of its test, in words, else None.
+    baselines: the fixed-strength methods whose vectors are resident.
+    correction: its own, the one that was tested. label_bias: one value per label, for the methods that bias the answer.
+    caution: what its test found beside the gain: answers that collapse, or that stay below the majority.
+    canaries: what the engine that was certified gave for some prompts; None where the artifact is not certified, or from before.
     calibration_error: mean predicted error over the calibration rows as they are served; None where the artifact does not hold it.
     """
 
     digest: str
     task: ServedTask
     certified: bool
-    alpha: float | None
+    correction: Correction
     active: tuple[int, ...]
-    positions: Positions = "generation"
     mismatch: str | None = None
     certificate: Certificate = field(default_factory=Certificate)
     baselines: frozenset[str] = frozenset({"additive", "contrastive"})
-    method: Method = "mera"
     label_bias: tuple[float, ...] | None = None
     calibration_error: float | None = None
+    canaries: Canaries | None = None
+    caution: Caution | None = None
 
     @property
-    def key(self) -> str:
-        """The name of its steering vectors in the engine."""
-        return self.digest
+    def method(self) -> Method:
+        """Its own."""
+        return self.correction.method
+
+    @property
+    def alpha(self) -> float | None:
+        """The threshold that was tested; None where nothing passed, or nothing moves."""
+        return self.correction.alpha
 
     @property
     def guaranteed(self) -> bool:
@@ -125,31 +136,42 @@ class Catalog:
     def _row(self, name: str, task: ServedTask) -> TaskReply:
         probe = self.latest.get(name)
         if probe is None:
-            return TaskReply(name=name, labels=list(task.labels), probe=None, certified=False, alpha=None)
+            return TaskReply(name=name, labels=list(task.labels), probe=None, certified=False, alpha=None, caution=None)
         labels = list(probe.task.labels)
-        return TaskReply(name=name, labels=labels, probe=probe.digest, certified=probe.guaranteed, alpha=probe.alpha)
+        facts = {"probe": probe.digest, "certified": probe.guaranteed, "alpha": probe.alpha, "caution": probe.caution}
+        return TaskReply(name=name, labels=labels, **facts)
 
 
-def probe_of(artifact: Artifact, dtype: str, attention: str, baselines: frozenset[str]) -> Probe:
-    """The artifact's facts for a server that runs `dtype` and `attention`."""
-    steering, runtime = artifact.manifest["steering"], artifact.manifest["runtime"]
-    same = runtime["dtype"] == dtype and runtime["attention"] == attention
+def probe_of(artifact: Artifact, here: Conditions, baselines: frozenset[str]) -> Probe:
+    """The artifact's facts for a server under these conditions."""
     tested: dict[str, Any] = certificate_of(artifact.calibration) or {}
-    positions, bias = steering["positions"], artifact.label_bias
+    bias = artifact.label_bias
     return Probe(
         digest=artifact.digest,
         task=artifact.task,
         certified=artifact.certified,
-        alpha=artifact.alpha,
-        active=tuple(steering["active_layers"]),
-        positions=tuple(positions) if isinstance(positions, list) else positions,
-        mismatch=None if same else f"dtype {runtime['dtype']} and attention {runtime['attention']}",
+        correction=artifact.correction,
+        active=tuple(artifact.manifest["steering"]["active_layers"]),
+        mismatch=_mismatch(artifact, here),
         certificate=Certificate(**{name: tested.get(name) for name in Certificate.__dataclass_fields__}),
         baselines=baselines,
-        method=steering.get("method", "mera"),
         label_bias=None if bias is None else tuple(bias.tolist()),
         calibration_error=_calibration_error(artifact.calibration),
+        caution=_caution(tested),
+        canaries=Canaries.from_json(held) if (held := artifact.calibration.get("canaries")) is not None else None,
     )
+
+
+def _caution(tested: Mapping[str, Any]) -> Caution | None:
+    if tested.get("collapse"):
+        return "collapse"
+    return "below_majority" if tested.get("below_majority") else None
+
+
+def _mismatch(artifact: Artifact, here: Conditions) -> str | None:
+    if artifact.conditions is None or "canaries" not in artifact.calibration:
+        return "it was made before conditions and canaries were kept; test it again with mera recertify"
+    return "; ".join(differences(artifact.conditions, here)) or None
 
 
 def _calibration_error(calibration: Mapping[str, Any]) -> float | None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from mera_server.catalog import Catalog, Probe
 from mera_server.replies import MeraReply
+from merasteer.errors import NonFinite
 from merasteer.types import Generation
 
 __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_PROBE = ("task", "probe", "certified", "alpha")
+_PROBE = ("task", "probe", "certified", "alpha", "caution")
 _MODEL = ("model", "architecture", "dtype", "attention", "device")
 _SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
@@ -66,6 +68,7 @@ class Metrics:
             ("task",),
             registry=registry,
         )
+        self._non_finite = counter("mera_non_finite_total", "Generations that failed because a number was not finite.")
         self._model = Gauge("mera_model_info", "The model that is served.", _MODEL, registry=registry)
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -89,6 +92,11 @@ class Metrics:
             self._first.observe(max(0.0, times[0] - generation.queued_at))
         for earlier, later in pairwise(times):
             self._between.observe(later - earlier)
+
+    def ended(self, future: Future[Generation]) -> None:
+        """A generation has ended, in whatever way. Any thread."""
+        if not future.cancelled() and isinstance(future.exception(), NonFinite):
+            self._non_finite.inc()
 
     def watch(self, running: Callable[[], float], waiting: Callable[[], float], cache: Callable[[], float]) -> None:
         """Gauges that are read from the engine at each scrape."""
@@ -116,7 +124,7 @@ class Metrics:
 
 def _facts(probe: Probe) -> tuple[str, ...]:
     alpha = "" if probe.alpha is None else f"{probe.alpha:.6g}"
-    return probe.task.name, probe.digest, str(probe.guaranteed).lower(), alpha
+    return probe.task.name, probe.digest, str(probe.guaranteed).lower(), alpha, probe.caution or ""
 
 
 def _show(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:

@@ -39,7 +39,7 @@ def mera_object(plan: Plan, generation: Generation, decode: Decode) -> MeraReply
         alpha=plan.alpha,
         predicted_error=_predicted_error(plan, generation, touched),
         steering=CountsReply(**asdict(generation.steering)) if touched else CountsReply(),
-        guarantee=_guarantee(plan),
+        guarantee=_guarantee(plan, generation),
         answer=_answer(plan, generation),
         trace=_trace(generation, decode) if plan.trace else None,
     )
@@ -101,10 +101,12 @@ def _predicted_error(plan: Plan, generation: Generation, touched: bool) -> Predi
     return PredictedErrorReply(before=read.before, after=after, layer=read.layer, position=read.position)
 
 
-def _guarantee(plan: Plan) -> GuaranteeReply | None:
+def _guarantee(plan: Plan, generation: Generation) -> GuaranteeReply | None:
     if plan.probe is None or plan.reason == "no_probe":
         return None
-    return GuaranteeReply(certified=not plan.why, why="; ".join(plan.why) or None, **asdict(plan.probe.certificate))
+    missing = generation.answer is None or generation.answer.label is None
+    reasons = (*plan.why, *(("the answer is none of the labels",) if missing else ()))
+    return GuaranteeReply(certified=not reasons, why="; ".join(reasons) or None, **asdict(plan.probe.certificate))
 
 
 def _answer(plan: Plan, generation: Generation) -> AnswerReply | None:

@@ -1,19 +1,7 @@
 """A request and the catalog -> what is to be done, as one frozen `Plan`. Pure: nothing is run, nothing is read.
 
-The method is the one asked for; null is the artifact's own, the one that was certified. Alpha, positions and layers override
-the artifact's. From top to bottom the first line that applies decides:
-
-    logit_bias and an override                                refused: invalid_input, it moves nothing
-    none                                                      off; the readouts are read
-    the server runs with steering off                         abstained, disabled
-    no artifact; or every layer idle (not for logit_bias)     abstained, no_probe
-    additive, contrastive                                     applied, never covered by the certificate
-    logit_bias, mera+bias, no label_bias in the artifact      refused: unsupported
-    mera, mera+bias, an override, and no α from anywhere      refused: alpha_required
-    nothing overridden, and no certificate or no α to move by abstained, uncertified
-    mera, logit_bias, mera+bias                               applied; covered if it is the artifact's own, nothing overridden
-
-So a server never applies on its own account what was not certified; what a request asks for in so many words it does, and tells.
+The method is the one asked for; null is the artifact's own, the one that was certified. Who acts, and why not, is decided in
+`acting.py`.
 """
 
 from __future__ import annotations
@@ -23,16 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mera_server.acting import act, why
 from mera_server.catalog import Catalog, Probe
 from mera_server.replies import Reason
 from mera_server.schemas import DEFAULT_MAX_NEW_TOKENS, GenerateBody, Parameters, Steering
-from merasteer.errors import AlphaRequired, EmptyInputs, InvalidInput, UnknownField
+from merasteer.errors import EmptyInputs, InvalidInput, UnknownField
 from merasteer.tasks import Prompter, fields_of
-from merasteer.types import Decision, Method, Policy, Positions, Sampling, ServedTask
+from merasteer.types import UNCORRECTED, Correction, Decision, Method, Sampling, ServedTask
 
 __all__ = ["Limits", "Plan", "plan"]
-
-OVERRIDES = ("alpha", "positions", "layers")
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,8 @@ class Plan:
     decision: fixed beforehand (off, abstained), or None where the moved cells, and the bias if there is one, will decide.
     max_new_tokens: None ends with the label. prompter: what makes the task's prompts.
     tokens: the logprob of every token is wanted. brief: `details` is none.
-    label_bias: added where the answer is chosen. overridden: the parts of the artifact's choice that the request replaces.
+    correction: what is done; it only reads where the decision is fixed.
+    overridden: the parts of the artifact's choice that the request replaces.
     why: what keeps the certificate from covering this request, empty when it does.
     """
 
@@ -68,13 +56,16 @@ class Plan:
     task: ServedTask | None = None
     prompter: Prompter | None = field(default=None, compare=False, repr=False)
     probe: Probe | None = None
-    policy: Policy | None = None
-    label_bias: tuple[float, ...] | None = None
+    correction: Correction = UNCORRECTED
     decision: Decision | None = "off"
     reason: Reason | None = None
-    alpha: float | None = None
     overridden: tuple[str, ...] = ()
     why: tuple[str, ...] = ()
+
+    @property
+    def alpha(self) -> float | None:
+        """The threshold that is applied."""
+        return self.correction.alpha
 
 
 def plan(body: GenerateBody, catalog: Catalog, limits: Limits) -> Plan:
@@ -87,9 +78,11 @@ def plan(body: GenerateBody, catalog: Catalog, limits: Limits) -> Plan:
     if task is None or prompter is None:
         return unsteered
     method = steering.method or (probe.method if probe is not None else "mera")
-    planned = _steered(replace(unsteered, method=method, task=task, probe=probe), steering, catalog, limits)
     rendered = not isinstance(body.inputs, str) or prompter.matches(body.inputs)
-    return replace(planned, why=_why(planned, probe, rendered, limits) if probe is not None else ())
+    named = steering.task is not None or steering.probe is not None
+    base = replace(unsteered, method=method, task=task, probe=probe)
+    planned = act(base, steering, catalog, limits, theirs=named or rendered)
+    return replace(planned, why=why(planned, probe, rendered=rendered, limits=limits) if probe is not None else ())
 
 
 def _check_supported(body: GenerateBody, steering: Steering) -> None:
@@ -169,75 +162,3 @@ def _prompt(inputs: str | Mapping[str, Any], prompter: Prompter | None) -> str:
         return prompter.text(inputs)
     except InvalidInput as error:
         raise type(error)(f"inputs: {error}") from None
-
-
-def _steered(base: Plan, steering: Steering, catalog: Catalog, limits: Limits) -> Plan:
-    """The plan with policy and alpha, and with what is decided before anything runs."""
-    layers, probe, method = _layers(steering, base.probe, catalog), base.probe, base.method
-    overridden = tuple(name for name in OVERRIDES if getattr(steering, name) is not None)
-    if method == "logit_bias" and overridden:
-        raise InvalidInput(
-            f"steering.{overridden[0]}: logit_bias moves nothing and does not take it; leave it out or choose mera or mera+bias"
-        )
-    reading = Policy(probe.key) if probe is not None and probe.active else None
-    if method == "none":
-        return replace(base, policy=reading)
-    if not limits.steering:
-        return replace(base, policy=reading, decision="abstained", reason="disabled")
-    if probe is None or (reading is None and method != "logit_bias"):
-        return replace(base, decision="abstained", reason="no_probe")
-    asked = steering.positions
-    positions: Positions = probe.positions if asked is None else tuple(asked) if isinstance(asked, list) else asked
-    if method == "additive" or method == "contrastive":
-        strength = 1.0 if steering.strength is None else steering.strength
-        fixed = Policy(probe.baseline(method), None, strength, positions, layers)
-        return replace(base, policy=fixed, decision=None, overridden=overridden)
-    bias = None if method == "mera" else probe.bias(method)
-    moves = method != "logit_bias"
-    alpha = (probe.alpha if steering.alpha is None else steering.alpha) if moves else None
-    if moves and alpha is None and overridden:
-        raise AlphaRequired(
-            f"steering.alpha: missing, with {overridden[0]} given and no alpha in the artifact; give one in (0, 1)"
-        )
-    if not overridden and (not probe.certified or (moves and alpha is None)):
-        return replace(base, policy=reading, decision="abstained", reason="uncertified")
-    applied = Policy(probe.key, alpha, 0.0, positions, layers) if moves else reading
-    return replace(base, policy=applied, label_bias=bias, decision=None, alpha=alpha, overridden=overridden)
-
-
-def _layers(steering: Steering, probe: Probe | None, catalog: Catalog) -> tuple[int, ...] | None:
-    """The layers that may move, None for all active ones."""
-    if steering.layers is None:
-        return None
-    if max(steering.layers) >= catalog.layers:
-        raise InvalidInput(
-            f"steering.layers: names a layer that the model lacks; give numbers from 0 to {catalog.layers - 1}"
-        )
-    if probe is None:
-        return None
-    if not set(steering.layers) & set(probe.active):
-        raise InvalidInput(
-            f"steering.layers: none of them has a probe; active layers: {', '.join(map(str, probe.active)) or 'none'}"
-        )
-    return tuple(sorted(set(steering.layers) & set(probe.active)))
-
-
-def _why(planned: Plan, probe: Probe, rendered: bool, limits: Limits) -> tuple[str, ...]:
-    """Everything that keeps the certificate from covering this request."""
-    task = probe.task
-    budget, searched = (
-        task.max_new_tokens,
-        task.choose == "free" and task.position == "exact",
-    )  # the label may come late
-    reasons = {
-        "the artifact is not certified": not probe.certified,
-        f"the artifact was calibrated under {probe.mismatch}": probe.mismatch is not None,
-        "steering is off on this server": not limits.steering,
-        f"method {planned.method} is not what was certified": planned.method != probe.method,
-        f"{', '.join(planned.overridden)} overridden": bool(planned.overridden),
-        "decoding is sampled, not greedy": not planned.sampling.greedy,
-        "the prompt does not match the task's template": not rendered,
-        f"max_new_tokens is not the task's {budget}": searched and planned.max_new_tokens != budget,
-        "stop strings may end the answer before its label": searched and bool(planned.stop),
-    }
-    return tuple(reason for reason, holds in reasons.items() if holds)

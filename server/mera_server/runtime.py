@@ -6,18 +6,19 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mera_server.canaries import Watch, without
 from mera_server.keys import KeyRing
 from mera_server.metrics import Metrics
 from mera_server.replies import ReloadReply
-from mera_server.resolve import Limits
+from mera_server.resolve import Limits, Plan
 from mera_server.room import Room
 from mera_server.running import Flights
 from mera_server.settings import Settings
-from merasteer.errors import EngineFailed, MeraError, NotReady
+from merasteer.errors import EngineFailed, InvalidInput, MeraError, NotReady
 
 if TYPE_CHECKING:
     from mera_server.catalog import Catalog
@@ -46,6 +47,7 @@ class Runtime:
         self.flights = Flights()
         self.room = Room(lambda: self._serving)
         self.failure: BaseException | None = None
+        self.canaries: Watch | None = None
         self._loader, self._on_failure = loader, on_failure
         self._serving: Serving | None = None
         self._stopped = self._told = self._reported = False
@@ -76,6 +78,10 @@ class Runtime:
             raise EngineFailed("engine: the generation loop died; see the log and restart the server")
         return serving
 
+    async def settle(self, plans: Sequence[Plan]) -> list[Plan]:
+        """The plans, once the canaries of the artifacts that they rely on have been replayed: see `Watch.settle`."""
+        return list(plans) if self.canaries is None else await self.canaries.settle(plans)
+
     def reload(self, *, only_if_changed: bool = False) -> ReloadReply | None:
         """Serves what the stores hold now, from one request to the next; those that run keep what they began with. Blocks; slow.
 
@@ -94,6 +100,8 @@ class Runtime:
 
     def _read(self, shelf: Shelf) -> None:
         catalog = shelf.read(self.serving().catalog)
+        for digest, why in ({} if self.canaries is None else self.canaries.failed).items():
+            catalog = without(catalog, digest, why)
         with self._lock:
             if self._stopped or self._serving is None:
                 raise NotReady("server: it is stopping; ask another one")
@@ -146,6 +154,9 @@ class Runtime:
     def _load(self) -> None:
         try:
             serving = self._loader(self.settings)
+            self.canaries = Watch(serving.engine, self._withdraw)
+            if self.settings.require_certified:
+                self._require_certified(serving)
         except Exception as error:  # noqa: BLE001 - told to the operator, who asked for this start
             self.failure = error
             if self._on_failure is None:
@@ -155,10 +166,32 @@ class Runtime:
             return
         self._describe(serving)
         with self._lock:
-            if not self._stopped:
-                self._serving = serving
+            stopped = self._stopped
+            self._serving = None if stopped else serving
+        if stopped:
+            serving.engine.stop()
+
+    def _withdraw(self, digest: str, why: str) -> None:
+        """An artifact does not behave here as it was tested: from now on its certificate is not this server's."""
+        with self._lock:
+            if self._serving is None:
                 return
-        serving.engine.stop()
+            catalog = without(self._serving.catalog, digest, why)
+            self._serving = replace(self._serving, catalog=catalog)
+        self.metrics.catalog(catalog)
+
+    def _require_certified(self, serving: Serving) -> None:
+        """Raises InvalidInput unless the certificates of the tasks' artifacts hold here, and there is one. Replays their canaries."""
+        certified = {task: probe for task, probe in serving.catalog.latest.items() if probe.certified}
+        watch = self.canaries
+        told = {task: probe.mismatch or (watch and watch.replay(probe)) for task, probe in certified.items()}
+        off = [f"{task}: {why}" for task, why in told.items() if why]
+        if off or not certified:
+            serving.engine.stop()
+            raise InvalidInput(
+                f"require-certified: {'; '.join(off) or 'no task has a certified artifact here'}; "
+                "test again with mera recertify, or start without it"
+            )
 
     def _describe(self, serving: Serving) -> None:
         """The info metrics and the gauges."""

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from mera_server.catalog import Catalog, Probe, probe_of
 from mera_server.vectors import BASELINES, baseline
-from merasteer.engine import Engine, LoadedModel, identity_facts
+from merasteer.engine import Engine, LoadedModel, conditions_of, identity_facts
 from merasteer.errors import InvalidInput, MeraError, NotReady
-from merasteer.store import Entry, ModelIdentity, identify, snapshot
+from merasteer.store import Entry, ModelIdentity, identify, snapshot, under
 from merasteer.types import Artifact, HookPoint, ServedTask, SteeringVectors
 
 __all__ = ["Shelf", "identity_of"]
@@ -47,7 +47,7 @@ class Shelf:
 
     def __init__(self, engine: Engine, stores: Sequence[Path], tasks: dict[str, ServedTask | MeraError]) -> None:
         self._engine, self._stores, self._tasks = engine, stores, tasks
-        self._identity = identity_of(engine.loaded)
+        self._identity, self._conditions = identity_of(engine.loaded), conditions_of(engine.loaded)
         self._resident: dict[str, HookPoint] = {}
         self._wanted: frozenset[str] = frozenset()
         self._leaving: list[tuple[weakref.ref[Probe], set[str]]] = []  # keys that stay while the probe is held
@@ -65,6 +65,7 @@ class Shelf:
             self._check_readable(before.entries)
         seen = list(_marks([store / self._identity.slug for store in self._stores]))
         entries, named = snapshot(self._stores, self._identity)
+        named = under(entries, named, self._conditions)
         defaults = {id(entry) for entry in named.values()}
         ordered = sorted(entries, key=lambda entry: id(entry) not in defaults)  # a full table drops no task's default
         wanted, dropped = self._choose([entry.artifact for entry in ordered if entry.artifact is not None])
@@ -145,11 +146,11 @@ class Shelf:
         self, wanted: Sequence[_Item], refused: Mapping[str, str], before: Mapping[str, Probe]
     ) -> dict[str, Probe]:
         """The facts of each artifact that is in the engine. One that has not changed is the same object as before."""
-        loaded, here = self._engine.loaded, {item.key for item in wanted if item.key not in refused}
+        here = {item.key for item in wanted if item.key not in refused}
         probes: dict[str, Probe] = {}
         for artifact in (item.artifact for item in wanted if item.key == item.artifact.digest and item.key in here):
             methods = frozenset(method for method in BASELINES if f"{artifact.digest}/{method}" in here)
-            probe = probe_of(artifact, loaded.dtype, loaded.attention, methods)
+            probe = probe_of(artifact, self._conditions, methods)
             earlier = before.get(artifact.digest)
             probes[artifact.digest] = earlier if earlier == probe else probe
         return probes
@@ -157,7 +158,7 @@ class Shelf:
     def _retire(self, before: Catalog, probes: Mapping[str, Probe]) -> None:
         """Vectors that only what was served until now needs leave with the last request that holds it."""
         for digest, probe in before.probes.items():
-            gone = {probe.key, *(f"{digest}/{method}" for method in probe.baselines)} - self._wanted
+            gone = {probe.digest, *(f"{digest}/{method}" for method in probe.baselines)} - self._wanted
             if gone and probes.get(digest) is not probe:
                 self._leaving.append((weakref.ref(probe), gone))
 
@@ -176,7 +177,7 @@ def identity_of(loaded: LoadedModel) -> ModelIdentity:
     """Which model artifacts are checked against."""
     if loaded.source is None:
         raise InvalidInput("model: it has no folder; artifacts cannot be checked against it, give a model folder")
-    return identify(loaded.source, **identity_facts(loaded))
+    return identify(**identity_facts(loaded))
 
 
 def _with_reason(entry: Entry, refused: dict[str, str]) -> Entry:

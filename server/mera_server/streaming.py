@@ -62,7 +62,7 @@ async def open_stream(
 
     prompts: their tokens, where these are not those of the plans' prompts.
     """
-    serving = runtime.serving()
+    serving, plans = runtime.serving(), await runtime.settle(plans)
     tokens = prompts or await encode(serving, plans)
     stream = TokenStream(runtime, serving, plans, tokens)
     stream.start(request, named)

@@ -25,6 +25,7 @@ MeraError                 500 internal_error     never raised as such; what is l
 │   └── RateLimited       429 rate_limited       a key asks for more than its share
 ├── NotReady              503 not_ready          model or store are still loading
 ├── DeadlineExceeded      503 deadline_exceeded  the request took longer than the server lets one take
+├── NonFinite             500 non_finite         a number of this request is not finite: nothing is served of it
 ├── EngineFailed          503 engine_failed      the generation loop died or was stopped; nothing was answered
 ├── SeamMissing           503 seam_missing       the installed transformers lacks a part that steering stands on
 └── Cancelled             499 cancelled          the caller gave the request up
@@ -48,6 +49,7 @@ __all__ = [
     "MeraError",
     "MethodNotAllowed",
     "NoChatTemplate",
+    "NonFinite",
     "NotFound",
     "NotJson",
     "NotReady",
@@ -173,6 +175,10 @@ class NotReady(MeraError):
 
 class DeadlineExceeded(MeraError):
     code, status = "deadline_exceeded", 503
+
+
+class NonFinite(MeraError):
+    code, status = "non_finite", 500
 
 
 class EngineFailed(MeraError):

@@ -14,11 +14,10 @@ from merasteer.bench import METHODS, Method
 from merasteer.bench.methods import FixedStrength, Mera
 from merasteer.engine import Engine, EngineConfig
 from merasteer.pipeline import Bars, Job, Options, prepare
-from merasteer.pipeline.calibrate import Candidate
 from merasteer.pipeline.collect import collect
 from merasteer.pipeline.fit import fit, vectors_of
 from merasteer.pipeline.workspace import Output
-from merasteer.types import Policy, SteeringVectors
+from merasteer.types import Correction, Policy, SteeringVectors
 
 from ..engine.conftest import plain_generate
 
@@ -40,16 +39,20 @@ def collected(job: Job) -> Output:
     return collect(job, Bars())
 
 
+def required(policy: Policy | None) -> Policy:
+    assert policy is not None
+    return policy
+
+
 def asked(method: Method, job: Job, fitted: Output) -> Iterator[tuple[SteeringVectors, Policy]]:
     """What the method has the engine do: the vectors and policies that it would send."""
     for key, vectors in vectors_of(fitted).items():
         if isinstance(method, FixedStrength):
-            yield method.vectors(vectors, fitted), method.policy("v", job)
+            yield method.vectors(vectors, fitted), required(method.correction("v", job).policy)
         else:
             alphas = fitted.facts["readouts"][key]["alphas"]
-            policy = Candidate(key, alphas[len(alphas) // 2]).requests(job, fitted, job.prompts(job.splits.test))[0].policy  # fmt: skip
-            assert policy is not None
-            yield vectors, policy
+            step = Correction("mera", key, alphas[len(alphas) // 2], positions=job.options.positions)
+            yield vectors, required(step.policy)
 
 
 @pytest.mark.parametrize("name", STEERING)

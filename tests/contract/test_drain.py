@@ -58,7 +58,7 @@ def test_sigterm_turns_readiness_off_refuses_and_lets_what_runs_finish(
     options = ("--port", "0", "--store", str(tmp_path))
     with mera_serve(*options, code=SLOW, CRASH=str(tmp_path / "crash")) as (process, address):
         until_ready(address)
-        with httpx.stream("POST", f"{address}/generate", json=stream(150)) as response:
+        with httpx.stream("POST", f"{address}/generate", json=stream(80)) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)

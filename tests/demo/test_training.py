@@ -33,23 +33,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def test_one_seed_gives_the_same_bytes(built: Path, tmp_path: Path) -> None:
+def test_one_seed_gives_the_same_bytes_and_leaves_the_process_as_it_was(built: Path, tmp_path: Path) -> None:
     torch.rand(3)  # what was drawn before must not matter
+    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
     again = build_model(tmp_path, seed=0, recipe=TINY, progress=False)
     assert contents(again) == contents(built)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_another_seed_gives_another_model_and_other_rows(built: Path, tmp_path: Path) -> None:
     other = contents(build_model(tmp_path, seed=1, recipe=TINY, progress=False))
     for name in (f"{MODEL}/model.safetensors", *(f"tasks/{task}.jsonl.gz" for task in TASKS)):
         assert other[name] != contents(built)[name]
-
-
-def test_the_process_is_left_as_it_was(tmp_path: Path) -> None:
-    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
-    build_model(tmp_path, recipe=TINY, progress=False)
-    assert torch.get_num_threads() == threads
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_the_folder_holds_a_float32_model(built: Path) -> None:

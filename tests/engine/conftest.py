@@ -213,7 +213,7 @@ def settled() -> Callable[[Engine], bool]:
     return check
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prompts() -> list[tuple[int, ...]]:
     """24 random prompts of 5 to 44 tokens."""
     generator = torch.Generator().manual_seed(1)

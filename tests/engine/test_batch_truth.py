@@ -16,7 +16,7 @@ SAMPLED = lambda i: Sampling(temperature=0.8 + 0.1 * (i % 3), top_k=40 if i % 2 
 COUNTS = ("tokens", "steered_tokens", "cells", "steered_cells")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def requests(prompts):
     return [
         GenerationRequest(
@@ -53,7 +53,7 @@ def serve(llama, make_vectors, settled):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def alone(serve, requests):
     return serve(requests, EngineConfig(max_requests=32), one_by_one=True)
 

@@ -15,18 +15,14 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from merasteer.engine import Engine, load_model
+from merasteer.engine import Engine, identity_facts, load_model, model_name
 from merasteer.engine.gguf import open_gguf
 from merasteer.engine.gguf_config import configuration
 from merasteer.errors import InvalidInput
+from merasteer.store import identify
 from merasteer.types import GenerationRequest
 
-gguf = pytest.importorskip("gguf", reason="needs the extra mera-server[gguf]")
-
-LETTERS = list(transformers.convert_slow_tokenizer.bytes_to_unicode().values())
-MERGES = ["t h", "th e", "Ġ the", "i n", "a n", "an d", "Ġ and", "Ġ Ġ", "e r", "o n", "r e", "h e"]
-CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+from .gguf_writer import CONTROL, LETTERS, MERGES, gguf, write_gguf
 
 Write = Callable[..., Path]
 
@@ -37,80 +33,10 @@ def write(tmp_path) -> Write:
 
     def make(loaded: Any, family: str = "llama", name: str = "tiny", **how: Any) -> Path:
         path = tmp_path / f"{name}.gguf"
-        _write(path, loaded.model, family, **how)
+        write_gguf(path, loaded.model, family, **how)
         return path
 
     return make
-
-
-def _write(
-    path: Path,
-    model: Any,
-    family: str,
-    more: dict[str, Any] | None = None,
-    tensors: dict[str, np.ndarray[Any, Any]] | None = None,
-    drop: str = "",
-) -> None:
-    config, writer = model.config, gguf.GGUFWriter(path, family)
-    tokens = [*LETTERS, *(merge.replace(" ", "") for merge in MERGES)]
-    tokens += [f"[PAD{i}]" for i in range(config.vocab_size - len(tokens) - len(CONTROL))] + CONTROL
-    kinds = [1] * (len(LETTERS) + len(MERGES)) + [5] * (len(tokens) - len(LETTERS) - len(MERGES) - 3) + [3] * 3
-    end = len(tokens) - 1
-    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 1e6 if family == "gemma3" else None)
-    epsilon = "layer_norm_epsilon" if family == "gpt2" else "layer_norm_rms_epsilon"
-    heads = config.num_attention_heads
-    facts: dict[str, Any] = {
-        f"{family}.context_length": config.max_position_embeddings,
-        f"{family}.embedding_length": config.hidden_size,
-        f"{family}.block_count": config.num_hidden_layers,
-        f"{family}.feed_forward_length": 96,
-        f"{family}.attention.head_count": heads,
-        f"{family}.attention.{epsilon}": getattr(config, "rms_norm_eps", None) or 1e-5,
-        **({} if family == "gpt2" else {f"{family}.attention.head_count_kv": config.num_key_value_heads}),
-        **({f"{family}.attention.key_length": config.head_dim} if hasattr(config, "head_dim") else {}),
-        **({f"{family}.rope.freq_base": theta} if theta else {}),
-        **({f"{family}.attention.sliding_window": 16} if "gemma" in family else {}),
-        **({f"{family}.attn_logit_softcapping": 20.0} if family == "gemma2" else {}),
-        **({f"{family}.final_logit_softcapping": 10.0} if family == "gemma2" else {}),
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": kinds, "tokenizer.ggml.merges": MERGES, "tokenizer.ggml.bos_token_id": end - 1,
-        "tokenizer.ggml.eos_token_id": end, "tokenizer.ggml.padding_token_id": end - 2, "tokenizer.chat_template": TEMPLATE,
-    }  # fmt: skip
-    for key, value in {**facts, **(more or {})}.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif value is not None:
-            {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
-    names = gguf.get_tensor_name_map(
-        next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family), config.num_hidden_layers
-    )
-    for full, value in model.state_dict().items():
-        if full == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        stem, _, leaf = full.rpartition(".")
-        name = f"{names.get_name(stem)}.{leaf}"
-        if name != drop:
-            writer.add_tensor(name, _as_llama_cpp(family, name, value.numpy(), config))
-    for name, value in (tensors or {}).items():
-        writer.add_tensor(name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _as_llama_cpp(family: str, name: str, value: np.ndarray[Any, Any], config: Any) -> np.ndarray[Any, Any]:
-    """Its layout: Llama's rotary halves interleaved, Gemma's norms with the one that is added, GPT-2's matrices turned."""
-    if family == "llama" and ("attn_q." in name or "attn_k." in name):
-        heads = config.num_attention_heads if "attn_q." in name else config.num_key_value_heads
-        value = value.reshape(heads, 2, value.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
-    if family.startswith("gemma") and name.endswith("norm.weight"):
-        value = value + 1
-    if family == "gpt2" and value.ndim == 2 and name.startswith("blk."):
-        value = value.T
-    return np.ascontiguousarray(value)
 
 
 # --------------------------------------------------------------------------------------------- what comes over
@@ -236,7 +162,74 @@ def test_an_answer_ends_at_an_end_token_of_the_file(write, llama):
     assert (ended.tokens, ended.finish_reason) == (free[: free.index(free[3]) + 1], "eos_token")
 
 
-# ------------------------------------------------------------------------------------------------ Llama 3.1's rope
+def test_a_file_is_identified_by_its_content(write, llama, make_tiny, tmp_path):
+    """As the pipeline and the server do it, so that an artifact finds the model it was made for again."""
+
+    def identity(path: Path) -> Any:
+        loaded = load_model(path, device="cpu")
+        return identify(loaded.source, **identity_facts(loaded))
+
+    path = write(llama)
+    first = identity(path)
+    assert (first.id, first.slug, list(first.weights)) == ("tiny", "tiny", ["tiny.gguf"])
+    assert str(tmp_path) not in str(first.manifest())
+    assert identity(path) == first
+    cut = identity(write(llama, more={"tokenizer.ggml.pre": "gpt-2"}))
+    assert (cut.weights == first.weights, cut.tokenizer == first.tokenizer) == (False, False)
+    other = identity(write(make_tiny("llama", seed=1)))
+    assert (other.weights == first.weights, other.tokenizer == first.tokenizer) == (False, True)
+
+
+def test_a_model_is_named_as_it_will_be_once_it_is_loaded(write, llama, tmp_path):
+    path = write(llama)
+    assert model_name(path) == model_name(str(path)) == load_model(path, device="cpu").id == "tiny"
+    assert (model_name(tmp_path), model_name("owner/name")) == (tmp_path.name, "owner/name")
+    (tmp_path / "odd.gguf").mkdir()
+    assert model_name(tmp_path / "odd.gguf") == "odd.gguf"
+    assert "holds no config.json" in refused(tmp_path / "odd.gguf")
+
+
+# ------------------------------------------------------------------------------------------------ rotary positions
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_linear_scale_is_read(write, make_tiny, family):
+    """Gemma 3 from 4 B on: the layers that see everything are scaled, those with a window are not."""
+    linear = {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0}
+    windowed = {"rope_type": "default", "rope_theta": 2e4}
+    rope = {"full_attention": linear, "sliding_attention": windowed} if family == "gemma3" else linear
+    made = make_tiny(
+        family,
+        rope_parameters=rope,
+        tie_word_embeddings=True,
+        **({"query_pre_attn_scalar": 12, "num_hidden_layers": 6} if family == "gemma3" else {}),
+    )
+    more = {
+        f"{family}.rope.freq_base": 5e5,
+        f"{family}.rope.scaling.type": "linear",
+        f"{family}.rope.scaling.factor": 8.0,
+    }
+    more |= {"gemma3.rope.freq_base_swa": 2e4} if family == "gemma3" else {}
+    loaded = load_model(write(made, family, more=more), device="cpu")
+    assert loaded.model.config.rope_parameters == rope
+    tokens = torch.arange(100)[None]
+    torch.testing.assert_close(loaded.model(tokens).logits, made.model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_that_is_not_stated_is_llama_cpps(write, make_tiny):
+    made = make_tiny("qwen3", tie_word_embeddings=True)
+    path = write(made, "qwen3", more={"qwen3.rope.freq_base": None})
+    assert load_model(path, device="cpu").model.config.rope_parameters["rope_theta"] == 10000.0
+
+
+def test_a_phi3_of_one_context_is_read(write, make_tiny):
+    """Its conversion always states the original context; only a longer one needs factors, which have no place."""
+    made = make_tiny("phi3", tie_word_embeddings=True)
+    more = {"phi3.rope.scaling.original_context_length": 512, "phi3.attention.sliding_window": 16}
+    config = load_model(write(made, "phi3", more=more), device="cpu").model.config
+    assert (config.original_max_position_embeddings, config.sliding_window) == (512, 16)
+    factors = {"rope_factors_long.weight": np.ones(6, np.float32)}
+    assert "rope_factors_long.weight" in refused(write(made, "phi3", tensors=factors))
 
 
 def test_the_rope_of_llama_3_is_read_from_its_factors(write, make_tiny):
@@ -268,7 +261,13 @@ def refused(path: Path) -> str:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"llama.rope.scaling.type": "yarn"}, "states llama.rope.scaling.type"),
+        ({"llama.rope.scaling.type": "yarn"}, "states a rope scaled as 'yarn'"),
+        ({"llama.rope.scaling.type": "linear"}, "states a rope scaled as 'linear'"),
+        ({"llama.rope.freq_base_swa": 1e4}, "states llama.rope.freq_base_swa"),
+        ({"llama.rope.scaling.original_context_length": 64}, "states llama.rope.scaling.original_context_length"),
+        ({"llama.context_length": None}, "does not state its sizes; convert"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, "does not state its sizes; convert"),
+        ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": False}, "(llama, no space in front)"),
         ({"llama.expert_count": 8}, "states llama.expert_count"),
         ({"llama.attention.sliding_window": 64}, "states llama.attention.sliding_window"),
         ({"llama.attention.value_length": 24}, "states llama.attention.value_length"),
@@ -343,7 +342,8 @@ def test_the_largest_gemma_scale_attention_by_their_width():
     """No key says so: llama.cpp knows the 27 B by its number of blocks."""
     facts = {
         "general.architecture": "gemma3", "gemma3.embedding_length": 5376, "gemma3.block_count": 62,
-        "gemma3.attention.head_count": 32, "gemma3.attention.key_length": 128, "tokenizer.ggml.tokens": ["a"],
+        "gemma3.attention.head_count": 32, "gemma3.attention.key_length": 128, "gemma3.context_length": 99,
+        "gemma3.attention.layer_norm_rms_epsilon": 1e-6, "tokenizer.ggml.tokens": ["a"],
     }  # fmt: skip
     assert configuration("x", facts, rows=1, tied=True).query_pre_attn_scalar == 168
     assert configuration("x", {**facts, "gemma3.block_count": 18}, rows=1, tied=True).query_pre_attn_scalar == 128

@@ -6,8 +6,8 @@ import ast
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,12 +35,15 @@ CALLS = {
 }
 
 
-def sources(root: Path) -> Iterator[tuple[str, ast.AST]]:
+@cache
+def sources(root: Path) -> list[tuple[str, ast.AST]]:
     """Every node of every file that is installed, with the place of its file."""
-    for folder in ("src", "server", "clients/python"):
-        for path in sorted((root / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                yield str(path.relative_to(root)), node
+    return [
+        (str(path.relative_to(root)), node)
+        for folder in ("src", "server", "clients/python")
+        for path in sorted((root / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+    ]
 
 
 def test_no_source_imports_a_pickler(root: Path) -> None:

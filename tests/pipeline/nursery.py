@@ -6,6 +6,7 @@ Answers one line each: {"status": exit status of the child, "digest": of a run t
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import torch
 from merasteer.pipeline import Options, run
 
 torch.set_num_threads(1)
-OPTIONS = Options(ordering=60, directions=("covariance",), hook_points=("residual",))
+OPTIONS = Options(ordering=40, directions=("covariance",), hook_points=("residual",))
 
 
 def kill_at(call: int) -> None:
@@ -52,6 +53,8 @@ def child(job: dict[str, Any], out: int) -> None:
 
 
 def main() -> None:
+    gc.collect()
+    gc.freeze()  # no child looks through what was imported
     for line in sys.stdin:
         job = json.loads(line)
         read, write = os.pipe()

@@ -15,33 +15,35 @@ from merasteer import store as artifacts
 from merasteer.engine import LoadedModel
 from merasteer.method.scores import apply_logit_bias
 from merasteer.pipeline import Options, run
-from merasteer.pipeline.calibrate import COMBINED, Candidate, Choice, choose
+from merasteer.pipeline.calibrate import COMBINED, Choice, choose, key_of
 from merasteer.pipeline.job import prepare
-from merasteer.store.schema import CORRECTIONS
-from merasteer.types import Artifact
+from merasteer.store.schema import OWN_METHODS
+from merasteer.types import Artifact, Correction
 
-STEPS = [Candidate("residual/euclidean", alpha / 10) for alpha in range(1, 9)]
-BIAS = Candidate(None, None, True)
+STEPS = [Correction("mera", "residual/euclidean", alpha / 10) for alpha in range(1, 9)]
+BIAS = Correction("logit_bias", bias=(0.0, 1.0))
 
 
 def chosen_from(
-    candidates: tuple[Any, ...], gains: dict[str, float], steps: Sequence[Candidate] = STEPS
+    candidates: tuple[Any, ...], gains: dict[str, float], steps: Sequence[Correction] = STEPS
 ) -> tuple[Choice, list[list[str]]]:
     """The choice when each candidate has the given gain (0 if none), and what was asked for, batch by batch."""
     asked: list[list[str]] = []
 
-    def gains_of(wanted: Sequence[Candidate]) -> list[float]:
-        asked.append([one.key for one in wanted])
-        return [gains.get(one.key, 0.0) for one in wanted]
+    def gains_of(wanted: Sequence[Correction]) -> list[float]:
+        asked.append([key_of(one) for one in wanted])
+        return [gains.get(key_of(one), 0.0) for one in wanted]
 
-    def outcomes(one: Candidate) -> tuple[np.ndarray, np.ndarray]:
-        return np.arange(100) < 50, np.arange(100) < 50 + round(100 * gains.get(one.key, 0.0))
+    def outcomes(one: Correction) -> tuple[np.ndarray, np.ndarray]:
+        return np.arange(100) < 50, np.arange(100) < 50 + round(100 * gains.get(key_of(one), 0.0))
 
-    return choose(steps, gains_of, outcomes, Options(candidates=candidates)), asked
+    return choose(steps, (0.0, 1.0), gains_of, outcomes, Options(candidates=candidates)), asked
 
 
 def test_keys_and_methods_tell_candidates_apart() -> None:
-    assert [(one.key, one.method) for one in (STEPS[0], BIAS, Candidate("a/b", 0.25, True))] == [
+    assert [
+        (key_of(one), one.method) for one in (STEPS[0], BIAS, Correction("mera+bias", "a/b", 0.25, bias=(0.0, 1.0)))
+    ] == [
         ("residual/euclidean/0.1", "mera"),
         ("logit_bias", "logit_bias"),
         ("a/b/0.25+bias", "mera+bias"),
@@ -50,9 +52,9 @@ def test_keys_and_methods_tell_candidates_apart() -> None:
 
 def test_the_best_is_certified_whichever_it_is() -> None:
     for best in ("logit_bias", "residual/euclidean/0.3", "residual/euclidean/0.3+bias"):
-        choice, asked = chosen_from(CORRECTIONS, {"residual/euclidean/0.3": 0.1, "logit_bias": 0.1, best: 0.2})
+        choice, asked = chosen_from(OWN_METHODS, {"residual/euclidean/0.3": 0.1, "logit_bias": 0.1, best: 0.2})
         assert choice.chosen is not None
-        assert choice.chosen.key == best
+        assert key_of(choice.chosen) == best
         assert choice.certificate.candidates == 1 + 8 + COMBINED
         assert choice.readout == "residual/euclidean"
         assert len(asked) == 2
@@ -61,20 +63,20 @@ def test_the_best_is_certified_whichever_it_is() -> None:
 def test_the_bias_goes_on_top_of_the_best_steps_only() -> None:
     gains = {f"residual/euclidean/0.{i}": i / 100 for i in range(1, 9)}
     choice, asked = chosen_from(("mera+bias",), gains)
-    assert asked == [[step.key for step in STEPS], [f"residual/euclidean/0.{i}+bias" for i in (8, 7, 6, 5, 4)]]
+    assert asked == [[key_of(step) for step in STEPS], [f"residual/euclidean/0.{i}+bias" for i in (8, 7, 6, 5, 4)]]
     assert {one.method for one in choice.candidates} == {"mera+bias"}
     assert choice.chosen is None
 
 
 def test_of_equal_gains_the_one_that_does_less_is_preferred() -> None:
     gains = {"logit_bias": 0.2, "residual/euclidean/0.1": 0.2, "residual/euclidean/0.1+bias": 0.2}
-    for candidates, best in ((CORRECTIONS, "logit_bias"), (("mera", "mera+bias"), "residual/euclidean/0.1")):
+    for candidates, best in ((OWN_METHODS, "logit_bias"), (("mera", "mera+bias"), "residual/euclidean/0.1")):
         choice, _ = chosen_from(candidates, gains)
         assert choice.certificate.chosen == best
 
 
 def test_without_steps_the_bias_alone_is_tried_and_has_no_readout() -> None:
-    choice, asked = chosen_from(CORRECTIONS, {"logit_bias": 0.2}, [])
+    choice, asked = chosen_from(OWN_METHODS, {"logit_bias": 0.2}, [])
     assert asked == [[], ["logit_bias"]]
     assert choice.chosen == BIAS
     assert choice.readout is None
@@ -159,7 +161,7 @@ def test_all_candidates_compete_by_default(finished, loaded: LoadedModel, tmp_pa
     assert report["decision"] == "certified"
     assert report["certificate"]["candidates"] == 1 + 60 + COMBINED
     methods = [row.get("method", "mera") for row in found.calibration["candidates"]]
-    assert [methods.count(name) for name in CORRECTIONS] == [60, 1, COMBINED]
+    assert [methods.count(name) for name in OWN_METHODS] == [60, 1, COMBINED]
     best = max(
         found.calibration["candidates"], key=lambda row: row["gain"]
     )  # the first of equal ones, as `rank` has it
@@ -168,10 +170,11 @@ def test_all_candidates_compete_by_default(finished, loaded: LoadedModel, tmp_pa
     for row in found.calibration["candidates"]:
         assert (row["gained"] - row["lost"]) / 100 == pytest.approx(row["gain"])
         assert row["lower_bound"] <= row["gain"]
-    only = run(loaded, finished.task, tmp_path / "store", Options(ordering=100, candidates=("mera",)))
+    few = Options(ordering=100, candidates=("mera",), directions=("covariance",), hook_points=("residual",))
+    only = run(loaded, finished.task, tmp_path / "store", few)
     assert only is not None
     steps = published(tmp_path / "store")
-    assert only["certificate"]["candidates"] == 60
+    assert only["certificate"]["candidates"] == 10
     assert "method" not in steps.manifest["steering"]
     assert not any("method" in row for row in steps.calibration["candidates"])
 
@@ -180,8 +183,9 @@ def test_logistic_probes_and_one_layer_and_the_last_position_run_through(
     finished, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     options = Options(
-        ordering=100, family="logistic", layers="best", positions="last", directions=("covariance", "euclidean")
-    )
+        ordering=100, family="logistic", layers="best", positions="last", hook_points=("residual",),
+        directions=("covariance", "euclidean"),
+    )  # fmt: skip
     report = run(loaded, finished.task, tmp_path / "store", options)
     assert report is not None
     found = published(tmp_path / "store")

@@ -13,7 +13,7 @@ from merasteer.tasks import load_task
 from merasteer.types import SplitSizes, Task
 
 SIZES = SplitSizes(train=600, calibration=200, test=200)
-OPTIONS = Options(ordering=150, directions=("covariance", "contrastive"))
+OPTIONS = Options(ordering=150, directions=("covariance", "contrastive"), hook_points=("mlp_input",))
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from mera_server.catalog import Catalog, Certificate, Probe
@@ -13,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from merasteer.errors import BadTask
 from merasteer.store import Entry
-from merasteer.types import ServedTask
+from merasteer.types import Correction, ServedTask
 
 MakePlan = Callable[..., Plan]
 
@@ -29,6 +31,17 @@ CHAT = (
 
 def served(name: str, position: str = "last", max_new_tokens: int = 1, choose: str = "free") -> ServedTask:
     return ServedTask(name, LABELS, SPELT, "Say: {text} Label:", choose, position, max_new_tokens)  # type: ignore[arg-type]
+
+
+def holding(probe: Probe, **facts: Any) -> Probe:
+    """The probe with another correction: method, alpha, positions, label_bias, active as an artifact has them."""
+    active, bias = facts.get("active", probe.active), facts.get("label_bias", probe.label_bias)
+    own = {name: facts.get(name, getattr(probe.correction, name)) for name in ("method", "alpha", "positions")}
+    correction = Correction(
+        **own, readout=probe.digest if active else None, bias=bias if "bias" in own["method"] else None
+    )
+    kept = {name: value for name, value in facts.items() if name not in own}
+    return replace(probe, **(kept | {"correction": correction, "label_bias": bias, "active": active}))
 
 
 @pytest.fixture(scope="session")
@@ -55,14 +68,17 @@ def characters() -> Callable[[], PreTrainedTokenizerFast]:
 @pytest.fixture
 def good() -> Probe:
     """Certified, with α."""
-    return Probe("aa" * 32, served("good"), True, 0.3, (0, 2, 3), certificate=CERTIFICATE)
+    return Probe(
+        "aa" * 32, served("good"), True, Correction("mera", "aa" * 32, 0.3), (0, 2, 3), certificate=CERTIFICATE
+    )
 
 
 @pytest.fixture
 def weak() -> Probe:
     """Tested and not certified: no α."""
+    reads = Correction("mera", "bb" * 32)
     return Probe(
-        "bb" * 32, served("weak"), False, None, (1, 2), certificate=CERTIFICATE, baselines=frozenset({"additive"})
+        "bb" * 32, served("weak"), False, reads, (1, 2), certificate=CERTIFICATE, baselines=frozenset({"additive"})
     )
 
 

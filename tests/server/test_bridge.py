@@ -18,6 +18,8 @@ from mera_server.resolve import Plan
 from merasteer.errors import EngineFailed
 from merasteer.types import Generation, GenerationRequest, LabelChoice, Policy, Sampling
 
+from .conftest import holding
+
 MakePlan = Callable[..., Plan]
 
 
@@ -42,7 +44,7 @@ def test_every_field_reaches_the_engine(make_plan: MakePlan) -> None:
 
 
 def test_the_label_bias_reaches_the_engine(make_plan: MakePlan, catalog: Catalog, good: Probe) -> None:
-    own = replace(good, method="logit_bias", alpha=None, label_bias=(0.5, -0.5))
+    own = holding(good, method="logit_bias", alpha=None, label_bias=(0.5, -0.5))
     made = make_plan({"steering": {"task": "good"}}, catalog=replace(catalog, latest={"good": own}))
     found = engine_request(made, (1,))
     assert (found.label_bias, found.policy, found.variants) == ((0.5, -0.5), Policy("aa" * 32), ((1,), (2, 3)))

@@ -9,6 +9,7 @@ import pytest
 from mera_server.catalog import Catalog, Probe, probe_of
 
 from merasteer.errors import BadTask, UnknownProbe
+from merasteer.types import Correction
 
 
 def test_the_listing_puts_the_certified_first(catalog: Catalog) -> None:
@@ -71,6 +72,7 @@ def test_the_calibration_rows_error_is_optional(found: object, mean: float | Non
     }
     calibration = {"tested": [], **({} if found is None else {"predicted_error": found})}
     artifact = SimpleNamespace(
+        correction=Correction(),
         manifest=manifest,
         calibration=calibration,
         digest="aa" * 32,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,8 @@ from mera_server.schemas import GenerateBody
 
 from merasteer.errors import AlphaRequired, InvalidInput, MeraError, Unsupported
 from merasteer.types import METHODS, Policy
+
+from .conftest import holding
 
 BIAS = (0.5, -0.5)
 KEY = "aa" * 32
@@ -90,7 +91,7 @@ def ask(good: Probe) -> Any:
     """The plan of a request for task `good`, served by an artifact of the table."""
 
     def planned(name: str, *, steering_on: bool = True, **steering: Any) -> Any:
-        probe = replace(good, **ARTIFACTS[name])
+        probe = holding(good, **ARTIFACTS[name])
         catalog = Catalog(4, {"good": probe.task}, {probe.digest: probe}, {"good": probe})
         body = {"inputs": "Say: hello Label:", "steering": {"task": "good", **steering}}
         return plan(GenerateBody.model_validate(body), catalog, Limits(steering=steering_on))
@@ -107,12 +108,17 @@ def test_nothing_overridden(ask: Any, artifact: str, method: str | None) -> None
         return
     found = ask(artifact, method=method)
     if isinstance(expected, str):
-        assert (found.decision, found.reason, found.alpha, found.label_bias) == ("abstained", expected, None, None)
-        assert found.policy in (None, READ)
+        assert (found.decision, found.reason, found.alpha, found.correction.bias) == ("abstained", expected, None, None)
+        assert found.correction.policy in (None, READ)
         assert found.why
         return
     applied, policy, bias, covered = expected
-    assert (found.method, found.policy, found.label_bias, found.decision) == (applied, policy, bias, None)
+    assert (found.method, found.correction.policy, found.correction.bias, found.decision) == (
+        applied,
+        policy,
+        bias,
+        None,
+    )
     assert found.alpha == (policy.alpha if policy else None)
     assert (found.why == ()) is covered
     own, certified = ARTIFACTS[artifact]["method"], ARTIFACTS[artifact]["certified"]
@@ -132,7 +138,7 @@ def test_overridden(ask: Any, artifact: str, method: str | None, override: tuple
         assert type(caught.value) is expected
         return
     found = ask(artifact, method=method, **{field: value})
-    assert (found.method, found.policy, found.label_bias) == expected
+    assert (found.method, found.correction.policy, found.correction.bias) == expected
     assert (found.decision, found.overridden) == (None, (field,))
     assert f"{field} overridden" in found.why
 
@@ -150,12 +156,12 @@ def test_logit_bias_takes_no_layers_and_no_strength(ask: Any) -> None:
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
 def test_a_server_with_steering_off_neither_moves_nor_biases(ask: Any, artifact: str, method: str) -> None:
     found = ask(artifact, method=method, steering_on=False)
-    assert (found.decision, found.reason, found.label_bias) == ("abstained", "disabled", None)
-    assert found.policy in (None, READ)
+    assert (found.decision, found.reason, found.correction.bias) == ("abstained", "disabled", None)
+    assert found.correction.policy in (None, READ)
 
 
 @pytest.mark.parametrize("artifact", ARTIFACTS)
 def test_none_reads_alone(ask: Any, artifact: str) -> None:
     found = ask(artifact, method="none")
-    assert (found.method, found.decision, found.label_bias) == ("none", "off", None)
-    assert found.policy in (None, READ)
+    assert (found.method, found.decision, found.correction.bias) == ("none", "off", None)
+    assert found.correction.policy in (None, READ)

@@ -15,6 +15,8 @@ from mera_server.resolve import Limits
 from merasteer.errors import InvalidInput, PromptTooLong, Unsupported
 from merasteer.types import Policy, Sampling, ServedTask
 
+from .conftest import holding
+
 OWN = "Say: hello Label:"
 BOS, TURN = "<s>", "<t>"  # the tokenizer's, which knows one token a character
 
@@ -80,7 +82,7 @@ def test_every_field_is_in_the_plan(asks: Any) -> None:
     plan = made.plan
     assert (plan.max_new_tokens, plan.stop, plan.tokens, plan.trace) == (5, ("x",), True, True)
     assert plan.sampling == Sampling(0.5, 4, 0.9, 8)
-    assert plan.policy == Policy("aa" * 32, 0.2)
+    assert plan.correction.policy == Policy("aa" * 32, 0.2)
 
 
 def test_how_many_tokens_where_none_is_given(asks: Any) -> None:
@@ -154,7 +156,7 @@ def test_what_is_refused(asks: Any, body: Any, error: type[Exception], message: 
 
 
 def test_the_likeliest_token_is_not_known_under_a_label_bias(asks: Any, catalog: Catalog) -> None:
-    catalog.latest["good"] = replace(catalog.latest["good"], label_bias=(0.5, -0.5))  # type: ignore[index]
+    catalog.latest["good"] = holding(catalog.latest["good"], method="mera+bias", label_bias=(0.5, -0.5))  # type: ignore[index]
     assert asks(completion(logprobs=1), "good")
     with pytest.raises(Unsupported, match=r"^logprobs: beside"):
         asks(completion(logprobs=1, steering={"method": "logit_bias"}), "good")

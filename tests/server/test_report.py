@@ -14,6 +14,8 @@ from mera_server.resolve import Plan
 
 from merasteer.types import Answer, Generation, PredictedError, SteeringCounts, TokenTrace
 
+from .conftest import holding
+
 MakePlan = Callable[..., Plan]
 
 MOVED = SteeringCounts(2, 1, 6, 4, 0.04, 0.2)
@@ -81,7 +83,7 @@ def test_nothing_moved_is_not_needed(make_plan: MakePlan) -> None:
 def test_a_bias_steers_where_it_changed_the_answer(
     make_plan: MakePlan, catalog: Catalog, good: Probe, method: str, cells: int, biased: bool, decision: str
 ) -> None:
-    own = replace(good, method=method, label_bias=(0.0, 1.0), alpha=None if method == "logit_bias" else 0.3)  # type: ignore[arg-type]
+    own = holding(good, method=method, label_bias=(0.0, 1.0), alpha=None if method == "logit_bias" else 0.3)  # type: ignore[arg-type]
     found = make_plan({"steering": {"task": "good"}}, catalog=replace(catalog, latest={"good": own}))
     generation = replace(
         GENERATION, steering=SteeringCounts(2, cells, 6, cells), answer=Answer(1, (0.1, 0.9), biased=biased)

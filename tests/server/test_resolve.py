@@ -21,13 +21,21 @@ from merasteer.errors import (
 )
 from merasteer.types import Policy
 
+from .conftest import holding
+
 MakePlan = Callable[..., Plan]
 GOOD, WEAK = "aa" * 32, "bb" * 32
 
 
 def test_no_task_is_plain_generation(make_plan: MakePlan) -> None:
     found = make_plan({"inputs": "hello"})
-    assert (found.method, found.task, found.probe, found.policy, found.decision) == ("none", None, None, None, "off")
+    assert (found.method, found.task, found.probe, found.correction.policy, found.decision) == (
+        "none",
+        None,
+        None,
+        None,
+        "off",
+    )
     assert found.sampling.greedy
     assert found.max_new_tokens == 16
 
@@ -40,7 +48,7 @@ def test_null_steering_is_like_none(make_plan: MakePlan) -> None:
 def test_the_default_task_is_steered(make_plan: MakePlan) -> None:
     found = make_plan({}, default_task="good")
     assert (found.method, found.alpha, found.decision, found.why) == ("mera", 0.3, None, ())
-    assert found.policy == Policy(GOOD, 0.3)
+    assert found.correction.policy == Policy(GOOD, 0.3)
     assert make_plan({"steering": {"method": "none"}}, default_task="good").decision == "off"
 
 
@@ -87,7 +95,7 @@ def test_decisions(
     policy: Policy,
 ) -> None:
     found = make_plan({"steering": steering})
-    assert (found.decision, found.reason, found.alpha, found.policy) == (decision, reason, alpha, policy)
+    assert (found.decision, found.reason, found.alpha, found.correction.policy) == (decision, reason, alpha, policy)
 
 
 @pytest.mark.parametrize("task", ["good", "weak", "bare"])
@@ -95,13 +103,16 @@ def test_decisions(
 def test_a_server_with_steering_off_never_moves(make_plan: MakePlan, task: str, method: str) -> None:
     found = make_plan({"steering": {"task": task, "method": method}}, steering=False)
     assert (found.decision, found.reason, found.alpha) == ("abstained", "disabled", None)
-    assert found.policy is None or (found.policy.alpha, found.policy.strength) == (None, 0.0)
+    assert found.correction.policy is None or (found.correction.policy.alpha, found.correction.policy.strength) == (
+        None,
+        0.0,
+    )
 
 
 def test_an_artifact_with_every_layer_idle_is_no_probe(make_plan: MakePlan, catalog: Catalog, good: Probe) -> None:
-    idle = replace(good, active=(), certified=False, alpha=None)
+    idle = holding(good, active=(), certified=False, alpha=None)
     found = make_plan({"steering": {"task": "good"}}, catalog=replace(catalog, latest={"good": idle}))
-    assert (found.decision, found.reason, found.policy) == ("abstained", "no_probe", None)
+    assert (found.decision, found.reason, found.correction.policy) == ("abstained", "no_probe", None)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +161,12 @@ def test_an_answer_that_is_searched_for_needs_the_tasks_budget(
 
 def test_the_artifacts_own_positions(make_plan: MakePlan, catalog: Catalog, good: Probe) -> None:
     for own in ("last", "all", (0, 2)):
-        other = replace(catalog, latest={"good": replace(good, positions=own)})  # type: ignore[arg-type]
-        assert make_plan({"steering": {"task": "good"}}, catalog=other).policy == Policy(GOOD, 0.3, positions=own)  # type: ignore[arg-type]
+        other = replace(catalog, latest={"good": holding(good, positions=own)})  # type: ignore[arg-type]
+        assert make_plan({"steering": {"task": "good"}}, catalog=other).correction.policy == Policy(
+            GOOD, 0.3, positions=own
+        )  # type: ignore[arg-type]
         asked = make_plan({"steering": {"task": "good", "positions": "generation"}}, catalog=other)
-        assert asked.policy == Policy(GOOD, 0.3)
+        assert asked.correction.policy == Policy(GOOD, 0.3)
 
 
 def test_objects_are_rendered(make_plan: MakePlan) -> None:

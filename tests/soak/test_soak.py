@@ -155,7 +155,7 @@ def report(ledger: Ledger, memory: Memory, before: int, sent: int, seconds: floa
     }
 
 
-@pytest.mark.parametrize("seconds", [8.0, pytest.param(SECONDS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [5.0, pytest.param(SECONDS, marks=pytest.mark.slow)])
 async def test_soak(server: Server, tmp_path: Path, seconds: float, capsys: pytest.CaptureFixture[str]) -> None:
     load, told, figures = await soak(server, tmp_path / "scratch", seconds, 30 if seconds < 60 else 240)
     ledger = load.ledger

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from merasteer.meaning import ModelMeaning
 from merasteer.store import ModelIdentity, publish
 from merasteer.store.manifest import digest_of
 
 SHA = "0123456789abcdef" * 4
-IDENTITY = ModelIdentity("owner/name", "LlamaForCausalLM", 3, 8, 50, {"model.safetensors": SHA}, SHA[::-1])
+MEANING = ModelMeaning(SHA, SHA, SHA[::-1], SHA, SHA, {"hidden_size": 8})
+IDENTITY = ModelIdentity("owner/name", "LlamaForCausalLM", 3, 8, 50, MEANING)
 
 
 def _manifest() -> dict[str, Any]:
@@ -47,7 +49,7 @@ def _manifest() -> dict[str, Any]:
             "report_layer": 2,
         },
         "probe": {"family": "ridge", "scores": [{"layer": i, **score, "idle": i == 1} for i in range(3)]},
-        "runtime": {"dtype": "float32", "attention": "sdpa"},
+        "runtime": {"dtype": "float32", "device": "cpu", "attention": "sdpa", "ranks": 1},
         "splits": {"train": ["a1", "a2"], "calibration": ["b1"], "test": ["c1"]},
         "seeds": {"splits": 0, "fit": 7},
         "versions": {"torch": "2"},

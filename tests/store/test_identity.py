@@ -41,6 +41,16 @@ def test_content_decides_and_changes_are_seen(folder: Path) -> None:
     assert _identify(folder).tokenizer != first.tokenizer
 
 
+def test_a_file_of_weights_is_its_own_and_needs_the_digest_of_its_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_text("weights and a tokenizer")
+    found = identify(path, model_id="tiny", tokenizer="a" * 64, **SIZES)  # type: ignore[arg-type]
+    assert found.weights == {"tiny.gguf": hashlib.sha256(b"weights and a tokenizer").hexdigest()}
+    assert (found.id, found.slug, found.tokenizer) == ("tiny", "tiny", "a" * 64)
+    with pytest.raises(UnsupportedModel, match="no tokenizer"):
+        identify(path, model_id="tiny", **SIZES)  # type: ignore[arg-type]
+
+
 def test_a_file_is_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = _identify(folder)
     monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))

@@ -25,6 +25,7 @@ MeraError                 500 internal_error     also any code that this version
 │   └── RateLimited       429 rate_limited
 ├── NotReady              503 not_ready
 ├── DeadlineExceeded      503 deadline_exceeded  not sent again by the client: it would take as long
+├── NonFinite             500 non_finite
 ├── EngineFailed          503 engine_failed
 ├── SeamMissing           503 seam_missing
 ├── Cancelled             499 cancelled
@@ -158,6 +159,10 @@ class NotReady(MeraError):
 
 class DeadlineExceeded(MeraError):
     code, status = "deadline_exceeded", 503
+
+
+class NonFinite(MeraError):
+    code, status = "non_finite", 500
 
 
 class EngineFailed(MeraError):

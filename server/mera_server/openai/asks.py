@@ -94,7 +94,7 @@ def _plan(
     planned = _planned(body, prompt.text, steering, catalog, limits)
     if planned.task is not None and planned.task.chat and prompt.full != prompt.text:
         planned = _planned(body, prompt.full, steering, catalog, limits)
-    chosen = planned.label_bias is not None or (planned.task is not None and planned.task.choose == "labels")
+    chosen = planned.correction.bias is not None or (planned.task is not None and planned.task.choose == "labels")
     if alternatives and (chosen or not planned.sampling.greedy):
         raise Unsupported(
             f"{named}: beside the chosen tokens the likeliest are not known, unless decoding is greedy without labels; give 0"

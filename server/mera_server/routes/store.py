@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from mera_server.catalog import Probe
 from mera_server.replies import ErrorReply, TasksReply
 from mera_server.runtime import Runtime
 from merasteer.errors import Unsupported
@@ -38,6 +39,8 @@ def router(runtime: Runtime) -> APIRouter:
         found: dict[str, Any] = summary(entry)
         if entry.artifact is not None:
             found |= {"manifest": dict(entry.artifact.manifest), "calibration": dict(entry.artifact.calibration)}
+            probe = runtime.serving().catalog.probes.get(entry.artifact.digest)
+            found |= {"here": None if probe is None else _here(runtime, probe)}
         return found
 
     @routes.post("/probes/reload")
@@ -52,3 +55,13 @@ def router(runtime: Runtime) -> APIRouter:
         return told.model_dump()
 
     return routes
+
+
+def _here(runtime: Runtime, probe: Probe) -> dict[str, Any]:
+    """What this server makes of an artifact: whether its certificate holds, and whether its canaries have been replayed."""
+    replayed = runtime.canaries if probe.canaries is not None else None
+    return {
+        "certified": probe.guaranteed,
+        "why": probe.mismatch,
+        "canaries": None if replayed is None else replayed.state(probe.digest),
+    }

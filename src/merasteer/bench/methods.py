@@ -23,13 +23,13 @@ from merasteer.pipeline.run import stages
 from merasteer.pipeline.workspace import Output
 from merasteer.probes import Family
 from merasteer.probes.directions import additive_vectors, contrastive_vectors
-from merasteer.store.schema import Correction
-from merasteer.types import Direction, Policy, SteeringVectors
+from merasteer.store.schema import OwnMethod
+from merasteer.types import Correction, Direction, SteeringVectors
 
 __all__ = ["INSTRUCTION", "METHODS", "FixedStrength", "Instruction", "Mera", "Method", "Unsteered", "chosen_methods"]
 
 INSTRUCTION = "Think carefully before you answer, and do not make a mistake.\n"
-STEPS_ONLY: tuple[Correction, ...] = ("mera",)  # the study's rows of MERA: no bias among the candidates
+STEPS_ONLY: tuple[OwnMethod, ...] = ("mera",)  # the study's rows of MERA: no bias among the candidates
 
 
 class Method(Protocol):
@@ -114,7 +114,7 @@ class FixedStrength:
         prompts = job.prompts(job.splits.test)
         with running(job.loaded, prompts.longest) as engine, bars.bar(self.name, len(prompts.tokens)) as bar:
             engine.register("fixed", self.vectors(held[key], fitted))
-            steered = answers(engine, prompts.requests(self.policy("fixed", job)), bar)
+            steered = answers(engine, prompts.requests(self.correction("fixed", job)), bar)
         return Measured(collected, steered, fitted=fitted, subject=key)
 
     def vectors(self, readout: SteeringVectors, fitted: Output) -> SteeringVectors:
@@ -123,9 +123,10 @@ class FixedStrength:
             return contrastive_vectors(readout, fitted.tensors[f"contrast.{readout.hook_point}"])
         return additive_vectors(readout)
 
-    def policy(self, key: str, job: Job) -> Policy:
-        """What asks for it."""
-        return Policy(key, strength=self.strength, positions=job.options.positions)
+    def correction(self, key: str, job: Job) -> Correction:
+        """What is done with vectors that are held under this key."""
+        method: Literal["contrastive", "additive"] = "contrastive" if self.readout == "contrastive" else "additive"
+        return Correction(method, key, strength=self.strength, positions=job.options.positions)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ value by value. The tokenizer is in gguf_tokenizer.py.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
@@ -41,6 +41,20 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class _Outline:
+    """What the library's map of names asks of a model. It would go through every module inside, too: seconds, for names of trunks."""
+
+    config: Any
+    names: Mapping[str, torch.Tensor]
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        return self.names
+
+    def named_children(self) -> tuple[()]:
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
 class GgufFile:
     """A file whose header has been read and found whole. metadata: its keys, the vocabulary and the merges in full."""
 
@@ -64,6 +78,10 @@ class GgufFile:
 
         Raises UnsupportedModel naming those that the library has no place for.
         """
+        return dict(self.tensors_of(config))
+
+    def tensors_of(self, config: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same, one after the other."""
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
         from transformers.modeling_gguf_pytorch_utils import (
             TENSOR_PROCESSORS,
@@ -73,10 +91,11 @@ class GgufFile:
 
         processor = TENSOR_PROCESSORS.get(self.architecture, TensorProcessor)(config=config.to_dict())
         with torch.device("meta"):
-            names = get_gguf_hf_weights_map(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config), processor)
-        found: dict[str, torch.Tensor] = {}
+            outline = _Outline(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).state_dict())
+        names = get_gguf_hf_weights_map(outline, processor)
         left = []
         for stored in self.tensors.values():
+            found: dict[str, torch.Tensor] = {}
             done = processor.process(
                 weights=self._values(stored),
                 name=stored.name,
@@ -87,12 +106,12 @@ class GgufFile:
                 found[names[done.name]] = torch.from_numpy(np.ascontiguousarray(done.weights))
             elif done.name is not None and stored.name != ROPE_FACTORS:
                 left.append(stored.name)
+            yield from found.items()
         if left:
             raise UnsupportedModel(
                 f"model: {self.path.name!r} holds tensors that {type(config).__name__} has no place for "
                 f"({', '.join(left[:3])}{', …' if len(left) > 3 else ''}; {len(left)} in all); use its safetensors checkpoint"
             )
-        return found
 
     def _values(self, stored: Stored) -> np.ndarray[Any, Any]:
         """A tensor in float32, its own memory."""
@@ -117,7 +136,7 @@ class GgufFile:
 
 def is_gguf(model: str | Path) -> bool:
     """Whether a model is named as a GGUF file."""
-    return str(model).lower().endswith(".gguf")
+    return str(model).lower().endswith(".gguf") and not Path(model).is_dir()
 
 
 def open_gguf(path: Path) -> GgufFile:

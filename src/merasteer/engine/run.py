@@ -17,6 +17,7 @@ from merasteer.engine.residents import Resident
 from merasteer.engine.steer import CLASSES, COUNTS
 from merasteer.engine.tables import acting_tokens, movable_layers, moves
 from merasteer.engine.text import TextStream
+from merasteer.errors import NonFinite
 from merasteer.types import (
     Answer,
     FinishReason,
@@ -68,17 +69,19 @@ class Run:
     def take(self, part: Delivered, step: Step) -> None:
         """Adds one step. Counts are summed; the reads are committed at the answer position (docs/method.md)."""
         row = step.report[part.row].tolist()
+        self._check(row[:COUNTS])
         for column in range(COUNTS - 1):
             self.counts[column] += row[column]
         self.counts[-1] = max(self.counts[-1], row[COUNTS - 1])
         if part.read is None or part.token is None:
             return
+        read = step.report[part.read].tolist()
+        self._check([read[COUNTS + 5], *(read[COUNTS : COUNTS + 2] if self.resident is not None else ())])
         first = not self.tokens
         self.tokens.append(part.token)
         self.times.append(time.perf_counter())
         if self.stream is not None:
             self.stream.push(part.token)
-        read = step.report[part.read].tolist()
         label = self._label_of(part.token, read)
         # `last` commits at the first new token. `exact` commits at the first token that is a variant; until then the last
         # prompt position stands in for a missing answer.
@@ -91,6 +94,14 @@ class Run:
             self.trace.append(_trace(step.trace[part.read]))
         if self.on_token is not None:
             self.on_token(self._token(part.token, read, steered=row[2] > 0))
+
+    def _check(self, numbers: Sequence[float]) -> None:
+        """Raises NonFinite: what follows from such a number is no answer, and no neighbour's matter."""
+        if not all(map(math.isfinite, numbers)):
+            raise NonFinite(
+                f"engine: an activation, readout or logit of this request is not finite behind {len(self.request.prompt)} prompt "
+                f"and {len(self.tokens)} new tokens; look at the model's weights and dtype, or at the step"
+            )
 
     @property
     def stopped(self) -> bool:

@@ -27,7 +27,8 @@ __all__ = ["CLASSES", "COUNTS", "READS", "Steering", "Switches"]
 
 # Columns of a step's report: counts in batch order, reads in the order of the requests that got a new token.
 COUNTS = 5  # tokens, steered tokens, steered cells, sum of shifts, largest shift
-READS = 5  # z before, z after, log-probability of the chosen token, 1 where the label bias changed it, spelling of the chosen label
+# z before, z after, log-probability of the chosen token, 1 where the label bias changed it, spelling of the chosen label, largest logit
+READS = 6
 CLASSES = slice(COUNTS + READS, COUNTS + READS + MAX_LABELS)  # score of each class
 
 
@@ -287,6 +288,7 @@ class Steering:
         report = self.report[: scores.shape[0]]
         self._account(facts, report)
         slots, position = facts.slots_new, facts.position[facts.last]
+        report[:, COUNTS + 5] = scores.amax(-1)  # not finite where a logit is none, or all are -inf
         raw, unbiased = scores, None
         if self.switches.bias:
             unbiased, scores = scores, self._biased(scores, slots, position)

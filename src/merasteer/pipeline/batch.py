@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -12,9 +13,10 @@ import numpy.typing as npt
 
 from merasteer.engine import Engine, EngineConfig, LoadedModel
 from merasteer.engine.batching import cache_bytes_per_token
+from merasteer.errors import NonFinite
 from merasteer.pipeline.progress import Bar
 from merasteer.tasks import Prompter
-from merasteer.types import Example, Generation, GenerationRequest, HookPoint, Policy, ServedTask
+from merasteer.types import UNCORRECTED, Correction, Example, Generation, GenerationRequest, HookPoint, ServedTask
 
 __all__ = ["Answers", "Prompts", "answers", "generations", "predicted_error", "running", "sizes"]
 
@@ -32,11 +34,13 @@ class Prompts:
 
     task: ServedTask
     tokens: tuple[tuple[int, ...], ...]
+    where: tuple[str, ...] = ()  # file and line of each, where they are known
 
     @classmethod
     def of(cls, prompter: Prompter, examples: Sequence[Example]) -> Prompts:
         """The items' prompts, as the server makes them."""
-        return cls(prompter.task, tuple(prompter.tokens(example.prompt) for example in examples))
+        tokens = tuple(prompter.tokens(example.prompt) for example in examples)
+        return cls(prompter.task, tokens, tuple(example.where for example in examples))
 
     @property
     def new_tokens(self) -> int:
@@ -50,24 +54,9 @@ class Prompts:
         label = 1 if self.task.choice is None else self.task.choice.longest
         return max(len(tokens) for tokens in self.tokens) + max(self.new_tokens, label)
 
-    def requests(
-        self, policy: Policy | None = None, label_bias: tuple[float, ...] | None = None
-    ) -> list[GenerationRequest]:
-        """One request per item, all under one policy and one bias on the labels' logits."""
-        task = self.task
-        return [
-            GenerationRequest(
-                prompt=tokens,
-                max_new_tokens=self.new_tokens,
-                policy=policy,
-                choice=task.choice,
-                variants=task.answer_tokens,
-                position=task.position,
-                label_bias=label_bias,
-                acts=task.max_new_tokens if task.choice is None else None,
-            )
-            for tokens in self.tokens
-        ]
+    def requests(self, correction: Correction = UNCORRECTED) -> list[GenerationRequest]:
+        """One request per item, all corrected alike."""
+        return [correction.request(self.task, tokens, max_new_tokens=self.new_tokens) for tokens in self.tokens]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,19 +102,31 @@ def running(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()
         yield engine
 
 
-def generations(engine: Engine, requests: Sequence[GenerationRequest], bar: Bar) -> Iterator[Generation]:
-    """The answers in the order of the requests; each is let go of once it is taken (activations are large)."""
+def generations(
+    engine: Engine, requests: Sequence[GenerationRequest], bar: Bar, where: Sequence[str] = ()
+) -> Iterator[Generation]:
+    """The answers in the order of the requests; each is let go of once it is taken (activations are large).
+
+    where: of the prompts, which the requests go through in turn. Raises NonFinite at the first that has no finite answer, naming it.
+    """
     order = sharing_order(requests, engine.config.cache_tokens // 2)
     with engine.held():
         submitted = {i: engine.submit(requests[i]) for i in order}
     due = 0
     for i in order:
         if i in submitted:
-            submitted[i].result()
+            _awaited(submitted[i], where[i % len(where)] if where else f"prompt {i + 1}")
         bar.advance()
         while due in submitted and submitted[due].done():
             yield submitted.pop(due).result()
             due += 1
+
+
+def _awaited(answer: Future[Generation], where: str) -> Generation:
+    try:
+        return answer.result()
+    except NonFinite as error:
+        raise NonFinite(f"{where}: {error}") from None
 
 
 def sharing_order(requests: Sequence[GenerationRequest], tokens: int) -> list[int]:
@@ -143,9 +144,9 @@ def sharing_order(requests: Sequence[GenerationRequest], tokens: int) -> list[in
     return sorted(range(len(requests)), key=lambda i: group[requests[i].prompt])
 
 
-def answers(engine: Engine, requests: Sequence[GenerationRequest], bar: Bar) -> Answers:
-    """Labels and class probabilities in the order of the requests."""
-    found = [generation.answer for generation in generations(engine, requests, bar)]
+def answers(engine: Engine, requests: Sequence[GenerationRequest], bar: Bar, where: Sequence[str] = ()) -> Answers:
+    """Labels and class probabilities in the order of the requests. where: see `generations`."""
+    found = [generation.answer for generation in generations(engine, requests, bar, where)]
     label = [-1 if answer is None or answer.label is None else answer.label for answer in found]
     probabilities = [answer.probabilities for answer in found if answer is not None]
     return Answers(np.asarray(label, dtype=np.int64), np.asarray(probabilities, dtype=np.float64))

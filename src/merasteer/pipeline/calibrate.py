@@ -15,50 +15,39 @@ import numpy.typing as npt
 
 from merasteer.method.bounds import betting_lower_bounds
 from merasteer.method.certify import Certificate, certify, rank
-from merasteer.pipeline.batch import Prompts, answers, predicted_error, running
+from merasteer.pipeline.attempts import attempt_of, effects_of, standing
+from merasteer.pipeline.batch import Answers, answers, predicted_error, running
+from merasteer.pipeline.canaries import WORDS, measured
 from merasteer.pipeline.collect import answers_of
 from merasteer.pipeline.fit import vectors_of
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.options import Options
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.workspace import Output
-from merasteer.store.schema import Correction
-from merasteer.types import GenerationRequest, Policy
+from merasteer.store.ledger import Entry
+from merasteer.types import Correction, Positions
 
-__all__ = ["COMBINED", "Candidate", "Choice", "calibrate", "choose", "steps_of"]
+__all__ = ["COMBINED", "Choice", "calibrate", "choose", "correction_in", "key_of", "steps_of"]
 
 COMBINED = 5  # steps that are tried with the bias on top: the best by gain
 
 Correct = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A step (key of a fitted readout, and a threshold), the logit bias, or the bias on top of a step."""
+def correction_in(calibrated: Output) -> Correction | None:
+    """The certified candidate of a finished stage."""
+    raw = calibrated.facts["chosen"]
+    if raw is None:
+        return None
+    values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in raw.items()}
+    return Correction(**values)  # JSON knows no tuples
 
-    readout: str | None
-    alpha: float | None
-    biased: bool = False
 
-    @property
-    def key(self) -> str:
-        if self.readout is None:
-            return "logit_bias"
-        return f"{self.readout}/{self.alpha:g}{'+bias' * self.biased}"
-
-    @property
-    def method(self) -> Correction:
-        if self.readout is None:
-            return "logit_bias"
-        return "mera+bias" if self.biased else "mera"
-
-    def requests(self, job: Job, fitted: Output, prompts: Prompts) -> list[GenerationRequest]:
-        """What asks for this candidate's answers."""
-        policy = None
-        if self.readout is not None:
-            policy = Policy(self.readout, alpha=self.alpha, positions=job.options.positions)
-        bias = tuple(fitted.tensors["label_bias"].tolist()) if self.biased else None
-        return prompts.requests(policy, bias)
+def key_of(candidate: Correction) -> str:
+    """The name of a candidate in calibration.json."""
+    if not candidate.moves:
+        return "logit_bias"
+    return f"{candidate.readout}/{candidate.alpha:g}{'+bias' * (candidate.bias is not None)}"
 
 
 @dataclass(frozen=True)
@@ -68,49 +57,64 @@ class Choice:
     readout: key of the readout that the artifact gets; None when there is no readout at all.
     """
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Correction, ...]
     gains: Mapping[str, float]
     certificate: Certificate
     readout: str | None
+    refused: bool = False  # it passed its test, and its answers collapse
 
     @property
-    def chosen(self) -> Candidate | None:
+    def chosen(self) -> Correction | None:
         """The certified candidate."""
-        return next((one for one in self.candidates if one.key == self.certificate.chosen), None)
+        if self.refused:
+            return None
+        return next((one for one in self.candidates if key_of(one) == self.certificate.chosen), None)
+
+    @property
+    def served(self) -> Correction:
+        """What a server does under the artifact: the certified candidate, and the readout that it reports."""
+        return Correction(readout=self.readout) if self.chosen is None else self.chosen.under(self.readout)
 
 
-def steps_of(fitted: Output) -> list[Candidate]:
+def steps_of(fitted: Output, positions: Positions) -> list[Correction]:
     """Every hook point × direction × α, in the order in which equal gains are preferred."""
-    return [Candidate(key, alpha) for key, facts in fitted.facts["readouts"].items() for alpha in facts["alphas"]]
+    return [
+        Correction("mera", key, alpha, positions=positions)
+        for key, facts in fitted.facts["readouts"].items()
+        for alpha in facts["alphas"]
+    ]
 
 
 def choose(
-    steps: Sequence[Candidate],
-    gains_of: Callable[[Sequence[Candidate]], Sequence[float]],
-    outcomes: Callable[[Candidate], tuple[Correct, Correct]],
+    steps: Sequence[Correction],
+    bias: tuple[float, ...],
+    gains_of: Callable[[Sequence[Correction]], Sequence[float]],
+    outcomes: Callable[[Correction], tuple[Correct, Correct]],
     options: Options,
+    level: Callable[[], float],
 ) -> Choice:
     """Ranks the candidates that the options allow and tests the best.
 
     gains_of: accuracy gains on the ordering subset. outcomes: which calibration items are answered right without the candidate
-    and with it; asked for the tested candidates only. Equal gains: the bias alone before any step, a step before the same
-    with the bias on top: what does less is preferred.
+    and with it; asked for the tested candidates only. bias: the labels', of the candidates that have one. Equal gains: the bias alone
+    before any step, a step before the same with the bias on top: what does less is preferred. level: at which the best is tested, asked
+    for once all is ranked (`store.ledger`).
     """
     wanted = options.candidates
-    alone = [Candidate(None, None, True)] if "logit_bias" in wanted else []
+    alone = [Correction("logit_bias", bias=bias)] if "logit_bias" in wanted else []
     by_gain = dict(zip(steps, gains_of(steps), strict=True)) if {"mera", "mera+bias"} & set(wanted) else {}
     best = sorted(by_gain, key=lambda step: by_gain[step], reverse=True)
-    on_top = [replace(step, biased=True) for step in best[:COMBINED]] if "mera+bias" in wanted else []
+    on_top = [replace(step, method="mera+bias", bias=bias) for step in best[:COMBINED]] if "mera+bias" in wanted else []
     if biased := [*alone, *on_top]:
         by_gain |= dict(zip(biased, gains_of(biased), strict=True))
     candidates = (*alone, *(steps if "mera" in wanted else ()), *on_top)
-    gains = {one.key: by_gain[one] for one in candidates}
-    known = {one.key: one for one in candidates}
+    gains = {key_of(one): by_gain[one] for one in candidates}
+    known = {key_of(one): one for one in candidates}
     ranked = rank(gains)
     certificate = certify(
         ranked,
         lambda key: outcomes(known[key]),
-        delta=options.delta,
+        delta=level() if ranked else options.delta,
         epsilon=options.epsilon,
         chances=options.chances,
         test=options.test,
@@ -134,56 +138,78 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
     before = answers_of(collected).correct([example.label for example in job.splits.train])[job.ordering]
     unsteered = answers_of(collected, "calibration").correct(labels)
     changes: dict[str, npt.NDArray[np.int64]] = {}  # D of every ordering item, by candidate
+    said: dict[str, Answers] = {}  # on the calibration split, by candidate that is tested
+    entered: list[Entry] = []
     with running(job.loaded, max(train.longest, held_out.longest)) as engine:
         for key, vectors in vectors_of(fitted).items():
             engine.register(key, vectors)
 
-        def gains_of(candidates: Sequence[Candidate]) -> list[float]:
-            requests = [request for one in candidates for request in one.requests(job, fitted, train)]
+        def gains_of(candidates: Sequence[Correction]) -> list[float]:
+            requests = [request for one in candidates for request in train.requests(one)]
             with bars.bar("calibrate: candidates", len(requests)) as bar:
-                after = answers(engine, requests, bar).label.reshape(len(candidates), len(items)) == answers_wanted
+                after = (
+                    answers(engine, requests, bar, train.where).label.reshape(len(candidates), len(items))
+                    == answers_wanted
+                )
             for one, row in zip(candidates, after, strict=True):
-                changes[one.key] = row.astype(np.int64) - before
-            return [float(changes[one.key].mean()) for one in candidates]
+                changes[key_of(one)] = row.astype(np.int64) - before
+            return [float(changes[key_of(one)].mean()) for one in candidates]
 
-        def outcomes(candidate: Candidate) -> tuple[Correct, Correct]:
+        def outcomes(candidate: Correction) -> tuple[Correct, Correct]:
             with bars.bar("calibrate: test", len(labels)) as bar:
-                steered = answers(engine, candidate.requests(job, fitted, held_out), bar)
+                said[key_of(candidate)] = steered = answers(engine, held_out.requests(candidate), bar, held_out.where)
             return unsteered, steered.correct(labels)
 
-        choice = choose(steps_of(fitted), gains_of, outcomes, job.options)
+        def level() -> float:
+            entered.append(attempt_of(job))
+            return entered[0].level / entered[0].parts
+
+        steps, bias = steps_of(fitted, job.options.positions), tuple(fitted.tensors["label_bias"].tolist())
+        choice = choose(steps, bias, gains_of, outcomes, job.options, level)
+        alone = answers_of(collected, "calibration")
+        effects = {key: effects_of(job, alone, found, choice.certificate) for key, found in said.items()}
+        tested = choice.certificate.chosen
+        if tested is not None and effects[tested]["collapse"] and not job.options.allow_collapse:
+            choice = replace(choice, refused=True)
         with bars.bar("calibrate: what is served", len(labels)) as bar:
-            read = predicted_error(engine, _served(job, fitted, choice, held_out), bar)
+            read = predicted_error(engine, held_out.requests(choice.served), bar)
+        canaries = None
+        if choice.chosen is not None:
+            with bars.bar("calibrate: canaries", len(WORDS)) as bar:
+                canaries = measured(engine, job.prompter, choice.served, job.loaded.dtype, bar)
     facts = {
-        "calibration": _document(fitted, choice, changes) | ({"predicted_error": read} if read else {}),
+        "calibration": _document(job, fitted, choice, changes, entered, effects)
+        | ({"predicted_error": read} if read else {})
+        | ({"canaries": canaries.to_json()} if canaries else {}),
         "chosen": asdict(choice.chosen) if choice.chosen else None,
         "subject": choice.readout,
     }
     return Output(facts)
 
 
-def _served(job: Job, fitted: Output, choice: Choice, prompts: Prompts) -> list[GenerationRequest]:
-    """What a server asks for these prompts under the artifact: its correction, and the readout that it reports."""
-    chosen = choice.chosen
-    if chosen is not None and chosen.readout is not None:
-        return chosen.requests(job, fitted, prompts)
-    bias = tuple(fitted.tensors["label_bias"].tolist()) if chosen is not None else None
-    return prompts.requests(Policy(choice.readout) if choice.readout is not None else None, bias)
-
-
-def _document(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
+def _document(
+    job: Job,
+    fitted: Output,
+    choice: Choice,
+    changes: Mapping[str, npt.NDArray[np.int64]],
+    entered: Sequence[Entry],
+    effects: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     """calibration.json."""
     certificate = choice.certificate
     # Without a readout nothing is published but a certified bias, so abstaining then is for want of a probe.
-    reason = None if certificate.certified else "uncertified" if choice.readout else "no_probe"
+    failed = "collapse" if choice.refused else "uncertified" if choice.readout else "no_probe"
+    certified = choice.chosen is not None
     return {
         "test": certificate.test,
         "epsilon": certificate.epsilon,
-        "delta": certificate.delta,
+        "delta": job.options.delta,
+        **standing(entered),
         "chances": certificate.chances,
-        "decision": "certified" if certificate.certified else "abstained",
-        "reason": reason,
-        "chosen": certificate.chosen,
+        **({"allowed": "collapse"} if job.options.allow_collapse else {}),
+        "decision": "certified" if certified else "abstained",
+        "reason": None if certified else failed,
+        "chosen": certificate.chosen if certified else None,
         "candidates": list(_rows(fitted, choice, changes)),
         "tested": [
             {
@@ -194,6 +220,7 @@ def _document(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[
                 "p_value": result.p_value,
                 "gain": result.gain,
                 "lower_bound": result.lower_bound,
+                **effects[result.candidate],
             }
             for result in certificate.tested
         ],
@@ -204,16 +231,16 @@ def _rows(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.i
     """One row per candidate. Its bound stands for itself alone, as if no other had been tried: for looking, not for deciding."""
     if not choice.candidates:
         return
-    rows = np.stack([changes[candidate.key] for candidate in choice.candidates])
+    rows = np.stack([changes[key_of(candidate)] for candidate in choice.candidates])
     bounds = betting_lower_bounds(rows, choice.certificate.delta)
     for candidate, row, bound in zip(choice.candidates, rows, bounds, strict=True):
         facts = fitted.facts["readouts"][candidate.readout] if candidate.readout else {}
         yield {
-            "key": candidate.key,
+            "key": key_of(candidate),
             "hook_point": facts.get("hook_point"),
             "direction": facts.get("direction"),
             "alpha": candidate.alpha,
-            "gain": choice.gains[candidate.key],
+            "gain": choice.gains[key_of(candidate)],
             "gained": int((row > 0).sum()),
             "lost": int((row < 0).sum()),
             "lower_bound": float(bound),

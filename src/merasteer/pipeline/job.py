@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from merasteer.engine import LoadedModel, identity_facts, load_model
+from merasteer.conditions import Conditions
+from merasteer.engine import LoadedModel, conditions_of, identity_facts, load_model
 from merasteer.engine.layers import family_of
 from merasteer.errors import BadSplits, InvalidInput
 from merasteer.pipeline.batch import Prompts
@@ -39,7 +40,7 @@ class Loading:
     device_map: str | None = None
 
     def load(self, model: str | Path) -> LoadedModel:
-        """The model of a folder or a hub id."""
+        """The model of a folder, a GGUF file or a hub id."""
         return load_model(model, dtype=self.dtype, device=self.device, device_map=self.device_map)
 
 
@@ -49,6 +50,7 @@ class Job:
 
     loaded: LoadedModel
     identity: ModelIdentity
+    conditions: Conditions
     task: Task
     served: ServedTask
     splits: Splits
@@ -73,7 +75,7 @@ class Job:
     def _workspace(self, options: dict[str, Any]) -> Workspace:
         inputs = {
             "model": self.identity.manifest(),
-            "runtime": [self.loaded.dtype, self.loaded.attention, self.loaded.device],
+            "runtime": self.conditions.runtime(),
             "task": asdict(self.served),
             "splits": {name: _content(getattr(self.splits, name)) for name in ("train", "calibration", "test")},
             "versions": self.versions,
@@ -136,7 +138,10 @@ def prepare(
     served = resolve(described, loaded.tokenizer, demonstrations(described, splits.examples))
     prompter = Prompter(served, loaded.tokenizer)
     splits = split(described, examples, lambda example: prompter.fits(example.prompt, loaded.context))
-    return Job(loaded, _identity(loaded), described, served, splits, options, Path(store))
+    if loaded.source is None:
+        raise InvalidInput(f"model: {loaded.id!r} lies in no folder, so its weights cannot be named; save it first")
+    identity = identify(**identity_facts(loaded))
+    return Job(loaded, identity, conditions_of(loaded), described, served, splits, options, Path(store))
 
 
 def _check_hook_points(loaded: LoadedModel, options: Options) -> None:
@@ -144,12 +149,6 @@ def _check_hook_points(loaded: LoadedModel, options: Options) -> None:
     for point in options.hook_points:
         if point not in known:
             raise InvalidInput(f"hook_points: {loaded.architecture} has no {point!r}; use {', '.join(known)}")
-
-
-def _identity(loaded: LoadedModel) -> ModelIdentity:
-    if loaded.source is None:
-        raise InvalidInput(f"model: {loaded.id!r} lies in no folder, so its weights cannot be named; save it first")
-    return identify(loaded.source, **identity_facts(loaded))
 
 
 def _content(examples: Sequence[Example]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from merasteer.errors import InvalidInput
 from merasteer.method.certify import VALID_TESTS, TestName
 from merasteer.probes import FAMILIES, Family
-from merasteer.store.schema import CORRECTIONS, Correction
+from merasteer.store.schema import OWN_METHODS, OwnMethod
 from merasteer.types import DIRECTIONS, HOOK_POINTS, POSITIONS, Direction, HookPoint, Positions
 
 __all__ = ["GRIDS", "LAYERS", "STAGES", "Grid", "Layers", "NamedLayers", "Options", "Stage", "check_layers"]
@@ -30,6 +30,7 @@ class Options:
     delta, epsilon, chances, test: see `merasteer.method.certify`. ordering: training items held out from the probe fit to
     rank candidates on (at most half of the training split). grid: where the thresholds α come from (`pipeline.fit`).
     top_k: items at either end of the contrastive direction. seed: of every random draw (splits have their own).
+    allow_collapse: a candidate under which answers collapse (`method.harm`) may be certified; the word stays with it.
     candidates: what may be chosen: steps, the logit bias alone, or the bias on top of the best steps (`pipeline.calibrate`).
     layers: of the layers that read the error, which act: all, the one of best, median or worst held-out score, or those listed.
     sae: (layer, folder) of sparse autoencoders whose encodings are probed too, for the report alone (`probes.sae`).
@@ -47,9 +48,10 @@ class Options:
     grid: Grid = "logit"
     top_k: int = 100
     test: TestName | None = None
-    candidates: tuple[Correction, ...] = CORRECTIONS
+    candidates: tuple[OwnMethod, ...] = OWN_METHODS
     layers: Layers = "all"
     sae: tuple[tuple[int, str], ...] = ()
+    allow_collapse: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.delta < 1.0:
@@ -65,7 +67,7 @@ class Options:
             raise InvalidInput(f"seed: {self.seed} is outside 0..2^63 - 1; give a smaller one")
         self._each("hook_points", HOOK_POINTS)
         self._each("directions", DIRECTIONS)
-        self._each("candidates", CORRECTIONS)
+        self._each("candidates", OWN_METHODS)
         for name, allowed in (
             ("family", FAMILIES),
             ("grid", GRIDS),

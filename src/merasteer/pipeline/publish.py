@@ -68,7 +68,7 @@ def _manifest(job: Job, readout: dict[str, Any], document: dict[str, Any], weigh
             # A layer that predicts but whose w·u is not positive does not act: it is listed as idle.
             "scores": [{**score, "idle": not active[score["layer"]]} for score in readout["scores"]],
         },
-        "runtime": {"dtype": job.loaded.dtype, "attention": job.loaded.attention},
+        "runtime": job.conditions.runtime(),
         "splits": job.splits.digests,
         "seeds": {"run": job.options.seed, "splits": job.task.splits.seed},
         "versions": job.versions,

@@ -8,6 +8,7 @@ task has them now.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +19,18 @@ import torch
 from merasteer.engine import LoadedModel
 from merasteer.errors import BadSplits, BadTask, InvalidInput
 from merasteer.method.certify import Certificate, certify
-from merasteer.pipeline.batch import Prompts, answers, predicted_error, running
+from merasteer.pipeline.attempts import attempt_of, effects_of, standing
+from merasteer.pipeline.batch import answers, predicted_error, running
+from merasteer.pipeline.canaries import measured
 from merasteer.pipeline.job import Job, prepare
 from merasteer.pipeline.options import Options
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.report import certificate_in
 from merasteer.store import ModelIdentity, load, publish, resolve_prefix, snapshot
+from merasteer.store.documents import canonical
+from merasteer.store.ledger import Entry
 from merasteer.tasks import load_task
-from merasteer.types import Artifact, GenerationRequest, Policy, Task
+from merasteer.types import Artifact, Correction, Task
 
 __all__ = ["Renewal", "recertify", "renewals"]
 
@@ -45,26 +50,9 @@ class Renewal:
     artifact: Artifact
     job: Job
 
-    @property
-    def method(self) -> str:
-        """What the artifact serves: mera, logit_bias or mera+bias."""
-        return str(self.artifact.manifest["steering"].get("method", "mera"))
-
-    def requests(self, prompts: Prompts) -> list[GenerationRequest]:
-        """What asks for the served candidate's answers. Its vectors are registered under the digest."""
-        steering, bias = self.artifact.manifest["steering"], self.artifact.label_bias
-        positions = tuple(found) if isinstance(found := steering["positions"], list) else found
-        policy = Policy(self.artifact.digest, alpha=self.artifact.alpha, positions=positions)
-        added = None if bias is None or "bias" not in self.method else tuple(bias.tolist())
-        return prompts.requests(None if self.method == "logit_bias" else policy, added)
-
-    def served(self, prompts: Prompts, *, certified: bool) -> list[GenerationRequest]:
-        """What a server asks under the new artifact: its correction, and the readout that it reports."""
-        if not certified or self.method == "logit_bias":
-            bias = self.artifact.label_bias if certified else None
-            reading = Policy(self.artifact.digest) if self.artifact.vectors.active_layers else None
-            return prompts.requests(reading, None if bias is None else tuple(bias.tolist()))
-        return self.requests(prompts)
+    def served(self, *, certified: bool) -> Correction:
+        """What a server does under the new artifact, whose vectors are registered under the old one's digest."""
+        return self.artifact.correction if certified else self.artifact.correction.watching()
 
 
 def renewals(
@@ -126,16 +114,27 @@ def recertify(renewal: Renewal, bars: Bars | None = None) -> dict[str, Any]:
     job, old = renewal.job, renewal.artifact
     prompts = job.prompts(job.splits.calibration)
     labels = [example.label for example in job.splits.calibration]
-    asked = [prompts.requests(), renewal.requests(prompts)]
+    asked = [prompts.requests(), prompts.requests(old.correction)]
     with running(job.loaded, prompts.longest) as engine:
         engine.register(old.digest, old.vectors)
         with (bars or Bars()).bar("recertify", 3 * len(labels)) as bar:
-            before, after = (answers(engine, requests, bar).correct(labels) for requests in asked)
-            level = {name: old.calibration[name] for name in ("delta", "epsilon", "chances", "test")}
-            certificate = certify([old.calibration["chosen"]], lambda _: (before, after), **level)
-            read = predicted_error(engine, renewal.served(prompts, certified=certificate.certified), bar)
-    document = _document(old, certificate) | ({"predicted_error": read} if read else {})
-    manifest = _manifest(renewal, certified=certificate.certified)
+            entry = attempt_of(job, _test_of(renewal), "recertify", delta=old.calibration["delta"])
+            before, after = (answers(engine, requests, bar, prompts.where) for requests in asked)
+            how = {name: old.calibration[name] for name in ("epsilon", "chances", "test")}
+            outcomes = before.correct(labels), after.correct(labels)
+            certificate = certify([old.calibration["chosen"]], lambda _: outcomes, delta=entry.level, **how)
+            effects = effects_of(job, before, after, certificate)
+            certified = certificate.certified and (effects["collapse"] is None or bool(old.calibration.get("allowed")))
+            read = predicted_error(engine, prompts.requests(renewal.served(certified=certified)), bar)
+            canaries = None
+            if certified:
+                canaries = measured(engine, job.prompter, old.correction, job.loaded.dtype, bar)
+    document = (
+        _document(old, certificate, entry, effects, certified=certified)
+        | ({"predicted_error": read} if read else {})
+        | ({"canaries": canaries.to_json()} if canaries else {})
+    )
+    manifest = _manifest(renewal, certified=certified)
     folder = publish(job.store, manifest=manifest, calibration=document, tensors=_tensors(old))
     return {
         "task": old.task.name,
@@ -149,16 +148,26 @@ def recertify(renewal: Renewal, bars: Bars | None = None) -> dict[str, Any]:
     }
 
 
-def _document(old: Artifact, certificate: Certificate) -> dict[str, Any]:
+def _test_of(renewal: Renewal) -> str:
+    """What makes it the same test when it is repeated: artifact, conditions and versions."""
+    follows = [renewal.artifact.digest, renewal.job.identity.manifest(), renewal.job.conditions.runtime()]
+    return hashlib.sha256(canonical([*follows, renewal.job.versions])).hexdigest()[:12]
+
+
+def _document(
+    old: Artifact, certificate: Certificate, entry: Entry, effects: dict[str, Any], *, certified: bool
+) -> dict[str, Any]:
     """calibration.json: what was ranked then, what was tested now."""
     tested = {"key" if name == "candidate" else name: value for name, value in asdict(certificate.tested[0]).items()}
-    reason = "uncertified" if old.vectors.active_layers else "no_probe"
+    failed = "uncertified" if old.vectors.active_layers else "no_probe"
+    failed = "collapse" if certificate.certified else failed
     return {
         **{name: old.calibration[name] for name in KEPT},
-        "decision": "certified" if certificate.certified else "abstained",
-        "reason": None if certificate.certified else reason,
-        "chosen": certificate.chosen,
-        "tested": [tested],
+        **standing([entry]),
+        "decision": "certified" if certified else "abstained",
+        "reason": None if certified else failed,
+        "chosen": certificate.chosen if certified else None,
+        "tested": [tested | effects],
         "recertifies": old.digest,
     }
 
@@ -174,7 +183,7 @@ def _manifest(renewal: Renewal, *, certified: bool) -> dict[str, Any]:
         "certified": certified,
         "model": job.identity.manifest(),
         "steering": steering,
-        "runtime": {"dtype": job.loaded.dtype, "attention": job.loaded.attention},
+        "runtime": job.conditions.runtime(),
         "versions": job.versions,
     }
 

@@ -18,7 +18,7 @@ from merasteer.store.hub import pull, push
 from merasteer.store.identity import ModelIdentity, identify, model_slug
 from merasteer.store.planting import plant
 from merasteer.store.reading import load
-from merasteer.store.scanning import Entry, default_entry, latest, resolve_prefix, scan, snapshot
+from merasteer.store.scanning import Entry, default_entry, latest, resolve_prefix, scan, snapshot, under
 from merasteer.store.schema import Manifest
 from merasteer.store.writing import publish
 
@@ -43,5 +43,6 @@ __all__ = [
     "scan",
     "snapshot",
     "summary",
+    "under",
     "verdicts",
 ]

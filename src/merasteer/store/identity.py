@@ -1,16 +1,16 @@
-"""Which model an artifact belongs to: hashes of its weights and tokenizer, and the folder name made of its id."""
+"""Which model an artifact belongs to: what it means (`merasteer.meaning`), and the folder name made of its id."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from merasteer.errors import BadArtifact, InvalidInput, UnsupportedModel
+from merasteer.meaning import ModelMeaning
 from merasteer.store.schema import ModelSection
 
 __all__ = ["SLUG", "ModelIdentity", "identify", "model_slug", "require_same"]
@@ -26,15 +26,18 @@ _hashes: dict[tuple[str, int, int], str] = {}
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """A model as artifacts know it. weights: file name -> sha256. id is a name only: equality of content decides."""
+    """A model as artifacts know it. id is a name only: meaning decides. source: its folder or file, where it has one.
+
+    The hashes of its files tell artifacts of schema 1 whether they were made for it; nobody else asks for them.
+    """
 
     id: str
     architecture: str
     layers: int
     width: int
     vocab: int
-    weights: Mapping[str, str]
-    tokenizer: str
+    meaning: ModelMeaning
+    source: Path | None = field(default=None, compare=False)
 
     @property
     def slug(self) -> str:
@@ -42,35 +45,34 @@ class ModelIdentity:
 
     def manifest(self) -> dict[str, Any]:
         """The manifest's `model` section."""
-        return {**vars(self), "weights": dict(self.weights)}
+        names = ("id", "architecture", "layers", "width", "vocab")
+        return {**{name: getattr(self, name) for name in names}, **asdict(self.meaning)}
 
 
 def identify(
-    source: Path, *, model_id: str, architecture: str, layers: int, width: int, vocab: int, tokenizer: str | None = None
+    *,
+    source: Path | None,
+    meaning: ModelMeaning,
+    model_id: str,
+    architecture: str,
+    layers: int,
+    width: int,
+    vocab: int,
 ) -> ModelIdentity:
-    """Identity of the model in the folder or GGUF file `source`. Hashes every *.safetensors there and the tokenizer's files, or the
-    one file, each once per process unless its size or time changes. tokenizer: its digest, which a GGUF file needs because the
-    tokenizer has no file of its own. The id of a local folder is its name: no path enters an artifact.
+    """The identity of a loaded model. The id of a local folder is its name: no path enters an artifact."""
+    return ModelIdentity(_name(model_id), architecture, layers, width, vocab, meaning, source)
 
-    Raises UnsupportedModel where there are no safetensors weights or no tokenizer.
-    """
+
+def file_hashes(source: Path | None) -> tuple[dict[str, str], str]:
+    """Of the weight files by name, and one of the tokenizer's files; each file is hashed once per process unless it changes."""
+    if source is None or not source.is_dir():
+        return {}, ""
     try:
-        if source.is_file():
-            weights, parts = {source.name: _sha256(source)}, {}
-        else:
-            weights = {path.name: _sha256(path) for path in sorted(source.glob("*.safetensors")) if path.is_file()}
-            parts = {name: _sha256(source / name) for name in sorted(TOKENIZER_FILES) if (source / name).is_file()}
+        weights = {path.name: _sha256(path) for path in sorted(source.glob("*.safetensors")) if path.is_file()}
+        parts = {name: _sha256(source / name) for name in sorted(TOKENIZER_FILES) if (source / name).is_file()}
     except OSError as error:
         raise UnsupportedModel(f"model: {source} cannot be read ({error.strerror}); check its permissions") from error
-    if not weights:
-        raise UnsupportedModel(
-            f"model: {source} holds no *.safetensors; save it with save_pretrained, which writes them"
-        )
-    if parts:
-        tokenizer = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in parts.items()).encode()).hexdigest()
-    if tokenizer is None:
-        raise UnsupportedModel(f"model: {source} holds no tokenizer; save the tokenizer beside the weights")
-    return ModelIdentity(_name(model_id), architecture, layers, width, vocab, weights, tokenizer)
+    return weights, hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in parts.items()).encode()).hexdigest()
 
 
 def model_slug(model_id: str) -> str:
@@ -87,12 +89,17 @@ def require_same(made_for: ModelSection, model: ModelIdentity) -> None:
     """Raise BadArtifact unless the artifact was made for this model. Ids may differ: content decides."""
     remedy = "; serve the model it was made for, or calibrate again with mera run"
     for name in ("architecture", "layers", "width", "vocab"):
-        theirs, ours = made_for[name], getattr(model, name)
-        if theirs != ours:
-            raise BadArtifact(f"model.{name}: made for {theirs}, this model has {ours}{remedy}")
-    if made_for["weights"] != dict(model.weights):
+        wanted, ours = made_for[name], getattr(model, name)
+        if wanted != ours:
+            raise BadArtifact(f"model.{name}: made for {wanted}, this model has {ours}{remedy}")
+    weights: Any = model.meaning.weights
+    theirs: Any = made_for["weights"]
+    tokenizer = model.meaning.tokenizer
+    if theirs is None:  # of schema 1, which knew files
+        theirs, (weights, tokenizer) = made_for.get("files"), file_hashes(model.source)
+    if theirs != weights:
         raise BadArtifact(f"model.weights: made for other weights than this model's{remedy}")
-    if made_for["tokenizer"] != model.tokenizer:
+    if made_for["tokenizer"] != tokenizer:
         raise BadArtifact(f"model.tokenizer: made for another tokenizer than this model's{remedy}")
 
 

@@ -12,8 +12,8 @@ from merasteer.method.trie import begins_another
 from merasteer.store.documents import canonical
 from merasteer.store.fields import SHA256, Fields, shown
 from merasteer.store.schema import (
-    CORRECTIONS,
     FILES,
+    OWN_METHODS,
     SCHEMA,
     LayerScore,
     Manifest,
@@ -47,7 +47,7 @@ def validate(raw: object) -> Manifest:
         )
     root = Fields(raw, "", keys(Manifest))
     root.text("digest", SHA256)
-    layers, vocab = _model(root.child("model", keys(ModelSection)))
+    layers, vocab = _model(root.child("model", keys(ModelSection), optional_keys(ModelSection)))
     _task(root.child("task", keys(TaskSection)), vocab)
     steering = root.child("steering", keys(SteeringSection), optional_keys(SteeringSection))
     active = _steering(steering, layers, certified=root.flag("certified"))
@@ -55,6 +55,9 @@ def validate(raw: object) -> Manifest:
     runtime = root.child("runtime", keys(RuntimeSection))
     runtime.text("dtype")
     runtime.text("attention")
+    runtime.integer("ranks", 1)
+    if runtime.value["device"] is not None:
+        runtime.text("device")
     _splits(root.child("splits", keys(SplitsSection)))
     seeds = Fields(root.value["seeds"], "seeds", (), closed=False)
     for name in seeds.value:
@@ -70,8 +73,14 @@ def _model(model: Fields) -> tuple[int, int]:
     model.text("id")
     model.text("architecture")
     model.text("tokenizer", SHA256)
-    if not model.table("weights", SHA256):
-        model.refuse("weights", "names no file")
+    if model.value["weights"] is None:  # of schema 1
+        if "files" not in model.value or not model.table("files", SHA256):
+            model.refuse("files", "names no file")
+    else:
+        for name in ("weights", "config", "end_tokens"):
+            model.text(name, SHA256)
+        if not isinstance(model.value["chat_template"], str) or not isinstance(model.value["configuration"], Mapping):
+            model.refuse("configuration", "or chat_template is missing")
     model.integer("width", 1)
     return model.integer("layers", 1), model.integer("vocab", 1)
 
@@ -129,7 +138,7 @@ def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:
     active = steering.integers("active_layers", 0, layers - 1)
     if active != sorted(set(active)):
         steering.refuse("active_layers", f"{shown(active)} is not ascending without repeats")
-    method = steering.choice("method", CORRECTIONS) if "method" in steering.value else "mera"
+    method = steering.choice("method", OWN_METHODS) if "method" in steering.value else "mera"
     if steering.value["alpha"] is None:
         if certified and method != "logit_bias":
             steering.refuse("alpha", "null, yet the artifact says that it is certified")

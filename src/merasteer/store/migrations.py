@@ -34,15 +34,21 @@ class Step:
     tensors: Callable[[Any], Any] = _as_it_is
 
 
-def _free(manifest: Any) -> Any:
-    """Version 1 knew free answers to plain prompts alone, each known by one token."""
-    task = manifest["task"]
+def _second(manifest: Any) -> Any:
+    """Version 1 knew free answers to plain prompts alone, each known by one token; models by their files; and no conditions."""
+    task, model = manifest["task"], manifest["model"]
+    unknown = dict.fromkeys(("weights", "config", "chat_template", "end_tokens", "configuration"))
     variants = [[[token] for token in tokens] for tokens in task["variants"]]
     added = {"choose": "free", "chat": False, "system": None, "examples": [], "end": None}
-    return {**manifest, "task": {**task, **added, "variants": variants}}
+    return {
+        **manifest,
+        "task": {**task, **added, "variants": variants},
+        "model": {**model, **unknown, "files": model["weights"]},
+        "runtime": {**manifest["runtime"], "device": None, "ranks": 1},
+    }
 
 
-STEPS: dict[int, Step] = {1: Step(manifest=_free)}
+STEPS: dict[int, Step] = {1: Step(manifest=_second)}
 
 
 def version_of(manifest: object) -> int:

@@ -48,7 +48,7 @@ def plant(store: Path, identity: ModelIdentity, task: ServedTask, hook_point: Ho
             "report_layer": identity.layers - 1,
         },
         "probe": {"family": FAMILY, "scores": []},
-        "runtime": {"dtype": "float32", "attention": "sdpa"},
+        "runtime": {"dtype": "float32", "device": "cpu", "attention": "sdpa", "ranks": 1},
         "splits": {"train": [], "calibration": [], "test": []},
         "seeds": {"plant": seed},
         "versions": {name: version(name) for name in ("torch", "transformers")},

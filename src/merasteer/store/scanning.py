@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from merasteer.conditions import Conditions, differences
 from merasteer.errors import BadArtifact, UnknownProbe
 from merasteer.store.fields import one_line
 from merasteer.store.identity import SLUG, ModelIdentity
@@ -16,7 +17,7 @@ from merasteer.store.manifest import SHORT, TASK_NAME
 from merasteer.store.reading import load
 from merasteer.types import Artifact
 
-__all__ = ["Entry", "default_entry", "latest", "resolve_prefix", "scan", "snapshot"]
+__all__ = ["Entry", "default_entry", "latest", "resolve_prefix", "scan", "snapshot", "under"]
 
 log = logging.getLogger("merasteer.store")
 
@@ -123,6 +124,38 @@ def _pick(entries: Iterable[Entry], latests: Iterable[str | None], task: str) ->
             if entry.digest and entry.digest.startswith(name):
                 return entry
     return loaded[0] if not names and len(loaded) == 1 else None
+
+
+def under(entries: Iterable[Entry], defaults: Mapping[str, Entry], here: Conditions) -> dict[str, Entry]:
+    """Task -> the entry that is served under these conditions.
+
+    The default where it was made under them, certified or not; else the newest that is certified under them; else the default. So what is
+    published for other conditions takes nothing away here.
+    """
+    found = dict(defaults)
+    known = list(entries)
+    for task, entry in defaults.items():
+        if _fits(entry, here):
+            continue
+        own = [
+            one for one in known if one.task == task and one.artifact and one.artifact.certified and _fits(one, here)
+        ]
+        if own:
+            found[task] = max(own, key=lambda one: (_written(one), one.digest or ""))
+    return found
+
+
+def _fits(entry: Entry, here: Conditions) -> bool:
+    made = None if entry.artifact is None else entry.artifact.conditions
+    return made is not None and not differences(made, here)
+
+
+def _written(entry: Entry) -> int:
+    """When an artifact came to this store, in ns; 0 where it has just left."""
+    try:
+        return (entry.path / "manifest.json").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def resolve_prefix(entries: Iterable[Entry], prefix: str) -> Entry:

@@ -2,31 +2,33 @@
 
 digest        sha256 of the canonical manifest without `digest`; the first 12 digits name the folder
 certified     the held-out test passed; needs an α and a calibration.json that says so
-model         identity of the model: other weights or another tokenizer are another model
+model         the model by meaning (`merasteer.meaning`): other weights or another tokenizer are another model. Of schema 1: files
+              (hashes of the weight files), and null for what it did not keep
 task          the resolved task; serving needs no task file. variants: per label its spellings as token ids (one token each where the
               answer is free); examples: the rows shown in front of every prompt; end: the token that tells a spelling from a longer one
 steering      hook point, direction, α (null: none was certified), layers with a readout, positions, report layer;
               method: what was certified (absent: "mera"). "logit_bias" has no α, and no readout where no layer reads the error
 probe         family and held-out scores per layer (none for planted readouts); auroc for probes of right and wrong
-runtime       dtype and attention of calibration
+runtime       where it was calibrated: dtype, device, attention, ranks of a tensor-parallel group. With `model` the conditions of the
+              certificate (`merasteer.conditions`)
 splits        content digests, disjoint;  seeds, versions: what it takes to make it again
 files         sha256 of the other two files
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from merasteer.types import AnswerPosition, Choose, Direction, HookPoint, Positions
 
 __all__ = [
-    "CORRECTIONS",
     "FILES",
+    "OWN_METHODS",
     "SCHEMA",
-    "Correction",
     "LayerScore",
     "Manifest",
     "ModelSection",
+    "OwnMethod",
     "ProbeSection",
     "RuntimeSection",
     "SplitsSection",
@@ -38,18 +40,26 @@ __all__ = [
 
 SCHEMA = 2
 FILES = ("calibration.json", "probe.safetensors")
-Correction = Literal["mera", "logit_bias", "mera+bias"]  # what a candidate does: a step, a bias, or both
-CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
+OwnMethod = Literal["mera", "logit_bias", "mera+bias"]  # what an artifact may hold: a step, a bias, or both
+OWN_METHODS: tuple[OwnMethod, ...] = get_args(OwnMethod)
 
 
-class ModelSection(TypedDict):
+class _Model(TypedDict):
     id: str
     architecture: str
     layers: int
     width: int
     vocab: int
-    weights: dict[str, str]
+    weights: str | None
     tokenizer: str
+    config: str | None
+    chat_template: str | None
+    end_tokens: str | None
+    configuration: dict[str, Any] | None
+
+
+class ModelSection(_Model, total=False):
+    files: dict[str, str]
 
 
 class TaskSection(TypedDict):
@@ -76,7 +86,7 @@ class _Steering(TypedDict):
 
 
 class SteeringSection(_Steering, total=False):
-    method: Correction
+    method: OwnMethod
 
 
 class _Score(TypedDict):
@@ -98,7 +108,9 @@ class ProbeSection(TypedDict):
 
 class RuntimeSection(TypedDict):
     dtype: str
+    device: str | None
     attention: str
+    ranks: int
 
 
 class SplitsSection(TypedDict):

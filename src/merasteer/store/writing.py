@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 
+from merasteer.conditions import conditions_in, differences
 from merasteer.errors import BadArtifact, InvalidInput
 from merasteer.store.documents import canonical, dump, parse
 from merasteer.store.durable import lock, sweep, sync, temporary, write
 from merasteer.store.identity import model_slug
 from merasteer.store.manifest import SHORT, digest_of
 from merasteer.store.reading import build, load
+from merasteer.store.scanning import latest
 from merasteer.store.schema import SCHEMA
 from merasteer.store.tensors import decode, encode
 
@@ -41,7 +43,8 @@ def publish(
     tensors: Mapping[str, torch.Tensor],
     default: bool = True,
 ) -> Path:
-    """The folder of the artifact, new or already there with equal content. `latest` then names it if `default`.
+    """The folder of the artifact, new or already there with equal content. `latest` then names it if `default`, unless it names one that
+    is certified under other conditions: that one is not taken away.
 
     manifest: all sections but `schema`, `digest` and `files`, which are filled in. tensors: see
     `store.tensors.check`; stored as float32.
@@ -49,7 +52,7 @@ def publish(
     Raises BadArtifact for what `load` would refuse, InvalidInput where the store cannot be written.
     """
     where, files = _files(manifest, calibration, tensors)
-    return install(store, where, files, default=default)
+    return install(store, where, files, default=default and not _speaks_of_others(store / where, manifest))
 
 
 def install(store: Path, where: Path, files: Mapping[str, bytes], *, default: bool) -> Path:
@@ -71,6 +74,22 @@ def install(store: Path, where: Path, files: Mapping[str, bytes], *, default: bo
     except OSError as error:
         raise unwritable(store, error) from error
     return folder
+
+
+def _speaks_of_others(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether `latest` names an artifact that is certified for this model under other conditions than the new one's."""
+    name = latest(folder.parent.parent.parent, folder.parent.parent.name, folder.parent.name)
+    if name is None:
+        return False
+    try:
+        present = load(folder.with_name(name[:SHORT]))
+    except BadArtifact:
+        return False
+    new = conditions_in(manifest)
+    if not present.certified or present.conditions is None or new is None:
+        return False
+    same_model = present.conditions.model.weights == new.model.weights
+    return same_model and bool(differences(present.conditions, new))
 
 
 def unwritable(store: Path, error: OSError) -> InvalidInput:

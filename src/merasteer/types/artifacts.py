@@ -1,0 +1,78 @@
+"""What a run leaves behind and a server serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from merasteer.conditions import Conditions, conditions_in
+from merasteer.types.correction import Correction
+from merasteer.types.steering import SteeringVectors
+from merasteer.types.tasks import ServedTask
+
+__all__ = ["Artifact"]
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """Readouts, steps, the chosen candidate and its certificate: immutable and content-addressed (docs/method.md).
+
+    weight (L, d), bias (L,), step (L, d) zero where idle; contrastive (L, d) or None; label_bias (labels,) or None.
+    manifest and calibration are the parsed JSON files; see `merasteer.store.manifest` for their fields.
+    """
+
+    manifest: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    weight: torch.Tensor
+    bias: torch.Tensor
+    step: torch.Tensor
+    contrastive: torch.Tensor | None = None
+    label_bias: torch.Tensor | None = None
+
+    @property
+    def digest(self) -> str:
+        return str(self.manifest["digest"])
+
+    @property
+    def alpha(self) -> float | None:
+        alpha = self.manifest["steering"]["alpha"]
+        return None if alpha is None else float(alpha)
+
+    @property
+    def certified(self) -> bool:
+        return bool(self.manifest["certified"])
+
+    @property
+    def task(self) -> ServedTask:
+        raw = dict(self.manifest["task"])
+        raw["labels"] = tuple(raw["labels"])
+        raw["variants"] = tuple(tuple(tuple(ids) for ids in spellings) for spellings in raw["variants"])
+        raw["examples"] = tuple(tuple(pair) for pair in raw["examples"])
+        return ServedTask(**raw)
+
+    @cached_property
+    def conditions(self) -> Conditions | None:
+        """What its certificate is bound to; None for one from before that was kept."""
+        return conditions_in(self.manifest)
+
+    @property
+    def correction(self) -> Correction:
+        """What it holds: its readouts and steps under its digest. Uncertified, it corrects nothing."""
+        steering, bias = self.manifest["steering"], self.label_bias
+        method, positions = steering.get("method", "mera"), steering["positions"]
+        return Correction(
+            method=method,
+            readout=self.digest if steering["active_layers"] else None,
+            alpha=self.alpha,
+            positions=tuple(positions) if isinstance(positions, list) else positions,
+            bias=tuple(bias.tolist()) if bias is not None and "bias" in method else None,
+        )
+
+    @property
+    def vectors(self) -> SteeringVectors:
+        steering = self.manifest["steering"]
+        return SteeringVectors(steering["hook_point"], self.weight, self.bias, self.step, steering["report_layer"])
