@@ -59,7 +59,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     spam = Task(
         "old_spam", ("ham", "spam"), ((" ham",), (" spam",)), 'Message: "{text}" Is this ham or spam? Answer as desk A'
     )
-    aged(publish(folder, resolve(spam, tokenizer)))
+    aged(publish(folder, resolve(spam, tokenizer)), demo.model_dir())
     return Settings(store=folder, max_new_tokens_limit=900)
 
 

@@ -57,7 +57,9 @@ def test_two_ranks_answer_as_one_process_and_hold_the_same_tables(folder: Path, 
         alone = rank.answered(engine)
     assert [answer["tokens"] for answer in parallel] == [list(answer["tokens"]) for answer in alone]
     for one, two in zip(parallel, alone, strict=True):
-        assert [one[name] for name in ("cells", "reason", "label")] == [two[name] for name in ("cells", "reason", "label")]
+        assert [one[name] for name in ("cells", "reason", "label")] == [
+            two[name] for name in ("cells", "reason", "label")
+        ]
         assert one["reads"] == pytest.approx(two["reads"], abs=1e-4)
     assert sum(answer["cells"] for answer in alone) > 50
     assert sum(answer["label"] is not None for answer in alone) == 5
