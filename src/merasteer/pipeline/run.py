@@ -56,6 +56,7 @@ def run(
 
 def run_job(job: Job, until: Stage = "publish", bars: Bars | None = None) -> Report | None:
     """The same for inputs that are prepared."""
+    _check_until(until)
     check_store(job)
     tell(job)
     done = stages(job, until, bars)
@@ -68,8 +69,7 @@ def run_job(job: Job, until: Stage = "publish", bars: Bars | None = None) -> Rep
 
 def stages(job: Job, until: Stage = "evaluate", bars: Bars | None = None) -> dict[Stage, Output]:
     """The outputs of the stages up to `until`, each computed now or taken from the work folder. Publishes nothing."""
-    if until not in STAGES:
-        raise InvalidInput(f"until: {until!r} is not one of {', '.join(STAGES)}")
+    _check_until(until)
     shown = bars or Bars()
     done: dict[Stage, Output] = {}
     work: dict[Stage, Callable[[], Output]] = {
@@ -82,6 +82,11 @@ def stages(job: Job, until: Stage = "evaluate", bars: Bars | None = None) -> dic
         if stage in work:
             done[stage] = _stage(job, stage, work[stage])
     return done
+
+
+def _check_until(until: str) -> None:
+    if until not in STAGES:
+        raise InvalidInput(f"until: {until!r} is not one of {', '.join(STAGES)}")
 
 
 def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
