@@ -36,7 +36,7 @@ def test_scores_are_those_of_the_answers(finished: Any, loaded: LoadedModel) -> 
         assert [report["recall"][label][i] for label in ("yes", "no")] == pytest.approx(recalls.tolist())
         assert report["balanced_accuracy"][i] == pytest.approx(recalls.mean())
     assert report["coverage"] is None
-    assert [row["key"] for row in report["candidates"]][0] == "logit_bias"
+    assert next(row["key"] for row in report["candidates"]) == "logit_bias"
     assert len(report["candidates"]) == report["certificate"]["candidates"]
 
 

@@ -20,7 +20,6 @@ from merasteer.pipeline import write_report
 from merasteer.pipeline.workspace import Output
 from merasteer.types import METHODS
 
-
 REPORT: dict[str, Any] = {
     "task": "t", "model": "m", "decision": "abstained", "reason": "no_probe", "artifact": "ab" * 32, "method": None,
     "n": {"train": 60, "calibration": 30, "test": 20}, "accuracy": {"unsteered": 0.5, "steered": 0.5, "majority": 0.5, "logit_bias": 0.6},
