@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,9 +110,8 @@ def test_free_answers_have_a_coverage_and_a_column_for_what_is_missing(
 def test_on_abstention_the_certificate_says_what_was_tested_and_what_it_would_take(
     loaded: LoadedModel, make_task: Any, tmp_path: Path
 ) -> None:
-    rng = random.Random(7)
-    task = make_task(train=160, calibration=60, test=40, relabel=lambda row: rng.choice(["yes", "no"]))
-    job = prepare(loaded, task, tmp_path / "store", Options(ordering=60, candidates=("logit_bias",)))
+    options = Options(ordering=60, delta=1e-9, candidates=("logit_bias",))  # asks for more than so few rows can show
+    job = prepare(loaded, make_task(train=160, calibration=60, test=40), tmp_path / "store", options)
     done = stages(job)
     document, found = done["calibrate"].facts["calibration"], done["evaluate"].facts["report"]["certificate"]
     assert document["reason"] == "uncertified"
@@ -122,6 +120,9 @@ def test_on_abstention_the_certificate_says_what_was_tested_and_what_it_would_ta
         name: tested[name] for name in ("n", "gained", "lost")
     }
     assert found["candidate"] == tested["key"] == "logit_bias"
+    [ranked] = document["candidates"]
+    both = [ranked[name] + tested[name] for name in ("gained", "lost")]
+    assert found["rows_to_settle"] == rows_to_settle(*both, 120, 1e-9)
 
 
 def calibration(**changes: Any) -> dict[str, Any]:
