@@ -58,6 +58,7 @@ def test_what_was_not_certified_says_why_and_how_many_rows_would_settle_it() -> 
     assert "it put no answer right and broke none: 0.0 points" in said
     assert "It gained nothing over all the rows that it was tried on" in said
     assert "would settle it," not in said
+    assert "; the only candidate, ranked on training rows" in flat(uncertified(certificate=test | {"candidates": 1}))
 
 
 def test_without_a_probe_nothing_was_tested() -> None:
