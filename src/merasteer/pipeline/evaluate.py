@@ -43,7 +43,7 @@ def evaluate(job: Job, collected: Output, fitted: Output, calibrated: Output, ba
             "probe": _auroc(job, unsteered, predicted_errors(collected, fitted, subject) if subject else None),
             "token_probability": _auroc(job, unsteered, _doubt(unsteered)),
         },
-        "coverage": _coverage(job, unsteered, first_tokens_of(collected, "test")),
+        "coverage": _coverage(job, collected, unsteered),
     }
     tensors = {"label": torch.from_numpy(steered.label), "probabilities": torch.from_numpy(steered.probabilities)}
     return Output({"report": report}, tensors)
@@ -63,10 +63,11 @@ def _doubt(unsteered: Answers) -> list[float]:
     return [float(value) for value in np.where(unsteered.label >= 0, 1.0 - given, 1.0)]
 
 
-def _coverage(job: Job, unsteered: Answers, first: Sequence[int]) -> dict[str, Any] | None:
+def _coverage(job: Job, collected: Output, unsteered: Answers) -> dict[str, Any] | None:
     """Of free answers: the share that is a label, and the commonest first tokens with their shares. None where labels are chosen."""
     if job.served.choose != "free":
         return None
+    first = first_tokens_of(collected, "test")
     texts = Counter("" if token < 0 else str(job.loaded.tokenizer.decode([token])) for token in first)
     return {
         "unsteered": float((unsteered.label >= 0).mean()),
