@@ -213,6 +213,14 @@ class SteeringManager(ContinuousBatchingManager):
         for io in [pair.device_io for pair in getattr(outer, "io_pairs", ())] or [outer]:
             io.graphs = CudaGraphBuffer()
 
+    def forget_prompts(self) -> bool:
+        """Gives back what is kept for sharing, as the library does where it needs room; whether it could be done."""
+        processor = self.batch_processor
+        if processor is None:
+            return False
+        processor.cache.evict_cached_blocks()
+        return True
+
     @property
     def cache_used_ratio(self) -> float:
         """Part of the KV cache that requests hold. Blocks kept for sharing are given back when room is needed: they are free."""
@@ -402,6 +410,7 @@ _SEAMS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (cache.PagedAttentionCache, "count_new_complete_blocks", ("state", "request_len")),
     (cache.PagedAttentionCache, "mark_complete_blocks", ("state", "complete_blocks")),
     (cache.PagedAttentionCache, "compute_free_capacity", ("relative",)),
+    (cache.PagedAttentionCache, "evict_cached_blocks", ()),
     (CacheAllocator, "match_prefix_blocks", ("prompt_ids",)),
     (CacheAllocator, "mark_complete_blocks", ("request_id", "token_ids")),
     (OutputRouter, "deliver_batch", ("outputs",)),

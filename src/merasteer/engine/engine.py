@@ -69,7 +69,7 @@ class Engine:
         self._slots = list(range(self.config.max_requests, 0, -1))
         self._lock = threading.Lock()
         self._ids = itertools.count()
-        self._held = False
+        self._held = self._forget = False
         # The requests of the pass before, where their next tokens are acted on alike.
         self._decoding: list[Run] | None = None
         self._manager: SteeringManager | None = None
@@ -252,13 +252,14 @@ class Engine:
             )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, afresh: bool = False) -> Iterator[None]:
         """Inside, requests are accepted and wait; behind it they all start, batched by their order alone.
 
         Float sums depend in the last bits on how rows are batched. Requests that trickle in are batched by the clock; offline, where
-        equal inputs must give equal artifacts, all are there when the first batch is made.
+        equal inputs must give equal artifacts, all are there when the first batch is made. afresh: the prompts kept for sharing are
+        forgotten first, so that the batches do not depend on what was asked before either. On one rank, with nothing running.
         """
-        self._held = True
+        self._held, self._forget = True, afresh
         try:
             yield
         finally:
@@ -313,6 +314,8 @@ class Engine:
                 self._waiting.remove(run)
             self._end(run)
         self._residents.write()
+        if self._forget and manager.forget_prompts():
+            self._forget = False
         while (next_run := self._next()) is not None:
             self._residents.write()  # the vectors it was sent under are there
             self._hand_over(*next_run, manager)

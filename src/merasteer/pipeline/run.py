@@ -47,6 +47,7 @@ def run(
     stages are taken from `<store>/.work`; `until` names the last one to run. report: a file to
     write the report to. Equal inputs publish an artifact of equal digest on one machine.
     """
+    _check_until(until)
     job = prepare(model, task, Path(store), options or Options(), data=data, search=search, loading=loading)
     check_store(job)
     tell(job)
@@ -68,8 +69,7 @@ def run_job(job: Job, until: Stage = "publish", bars: Bars | None = None) -> Rep
 
 def stages(job: Job, until: Stage = "evaluate", bars: Bars | None = None) -> dict[Stage, Output]:
     """The outputs of the stages up to `until`, each computed now or taken from the work folder. Publishes nothing."""
-    if until not in STAGES:
-        raise InvalidInput(f"until: {until!r} is not one of {', '.join(STAGES)}")
+    _check_until(until)
     shown = bars or Bars()
     done: dict[Stage, Output] = {}
     work: dict[Stage, Callable[[], Output]] = {
@@ -84,6 +84,11 @@ def stages(job: Job, until: Stage = "evaluate", bars: Bars | None = None) -> dic
     return done
 
 
+def _check_until(until: str) -> None:
+    if until not in STAGES:
+        raise InvalidInput(f"until: {until!r} is not one of {', '.join(STAGES)}")
+
+
 def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
     """The stage's output, from the work folder if it is there."""
     workspace = job.ground if stage == "collect" else job.workspace
@@ -94,7 +99,8 @@ def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
     start = time.perf_counter()
     output = compute()
     seconds = time.perf_counter() - start
-    output = Output({**output.facts, "seconds": seconds}, output.tensors)
-    workspace.save(stage, output)
+    if not output.stored:  # else it has been written as it came
+        output = Output({**output.facts, "seconds": seconds}, output.tensors)
+        workspace.save(stage, output)
     log.info("%s: done in %.1f s", stage, seconds)
     return output
