@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from merasteer.engine import LoadedModel
-from merasteer.pipeline import Bars, Job, Options, collect as stage, prepare
+from merasteer.pipeline import Bars, Job, Options, prepare
+from merasteer.pipeline import collect as stage
 from merasteer.pipeline.collect import SPLITS, activations_of, answers_of, collect, layer_rows
 from merasteer.pipeline.draft import Draft, draft_of, draft_path, journal_of
 from merasteer.pipeline.stored import Layout, stored_in

@@ -91,7 +91,9 @@ class Journal:
         data = path.read_bytes()
         for line in data.splitlines(keepends=True):
             try:
-                name, value = json.loads(line) if line.endswith(b"\n") else None
+                name, value = json.loads(line)
+                if not line.endswith(b"\n"):
+                    break
             except (ValueError, TypeError):
                 break  # it was being written
             self._found[name] = value
