@@ -61,7 +61,11 @@ class Prompts:
 
     def requests(self, correction: Correction = UNCORRECTED) -> list[GenerationRequest]:
         """One request per item, all corrected alike."""
-        return [correction.request(self.task, tokens, max_new_tokens=self.new_tokens) for tokens in self.tokens]
+        return [self.request(i, correction) for i in range(len(self.tokens))]
+
+    def request(self, item: int, correction: Correction) -> GenerationRequest:
+        """One item, corrected."""
+        return correction.request(self.task, self.tokens[item], max_new_tokens=self.new_tokens)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,13 @@ import torch
 
 from merasteer.method.scores import apply_logit_bias, fit_logit_bias
 from merasteer.method.steering import readout
-from merasteer.pipeline.batch import Answers, answers, running
+from merasteer.pipeline.asking import Asker
+from merasteer.pipeline.batch import Answers, running
 from merasteer.pipeline.calibrate import correction_in
-from merasteer.pipeline.collect import activations_of, answers_of
+from merasteer.pipeline.collect import answers_of, layer_rows
+from merasteer.pipeline.draft import journal_of
 from merasteer.pipeline.fit import vectors_of
+from merasteer.pipeline.gates import Known
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.report import measured
@@ -27,7 +30,7 @@ def evaluate(job: Job, collected: Output, fitted: Output, calibrated: Output, ba
     """One run per test item under the certified candidate, if there is one; else the unsteered answers are the answers."""
     steered = unsteered = answers_of(collected, "test")
     if (chosen := correction_in(calibrated)) is not None:
-        steered = _steered(job, fitted, chosen, bars)
+        steered = _steered(job, collected, fitted, chosen, bars)
     biased = logit_bias_answers(job, collected)
     report = measured(job, calibrated.facts["calibration"], unsteered, steered, biased)
     tensors = {"label": torch.from_numpy(steered.label), "probabilities": torch.from_numpy(steered.probabilities)}
@@ -45,13 +48,21 @@ def predicted_errors(collected: Output, fitted: Output, key: str) -> list[float]
     """σ(z) of every unsteered test item at the report layer of a readout."""
     vectors = vectors_of(fitted)[key]
     layer = vectors.report_layer
-    rows = activations_of(collected, vectors.hook_point, "test")[:, layer]
+    rows = layer_rows(collected, vectors.hook_point, layer, "test")
     return [float(value) for value in readout(rows, vectors.weight[layer], vectors.bias[layer]).sigmoid()]
 
 
-def _steered(job: Job, fitted: Output, chosen: Correction, bars: Bars) -> Answers:
-    prompts = job.prompts(job.splits.test)
-    with running(job.loaded, prompts.longest) as engine, bars.bar("evaluate", len(prompts.tokens)) as bar:
-        if chosen.readout is not None:
-            engine.register(chosen.readout, vectors_of(fitted)[chosen.readout])
-        return answers(engine, prompts.requests(chosen), bar, prompts.where)
+def _steered(job: Job, collected: Output, fitted: Output, chosen: Correction, bars: Bars) -> Answers:
+    held = vectors_of(fitted)
+    vectors = {} if chosen.readout is None else {chosen.readout: held[chosen.readout]}
+    prompts, known = (
+        job.prompts(job.splits.test),
+        Known.of(job.served, job.loaded.dtype, collected, vectors, "test"),
+    )
+    if known.shut(chosen).all():
+        return known.answers(chosen)
+    with running(job.loaded, prompts.longest) as engine, journal_of(job.workspace.folder, "evaluate") as journal:
+        for key, one in vectors.items():
+            engine.register(key, one)
+        [found] = Asker(engine, prompts, known, journal).ask("evaluate", [chosen], bars)
+    return found.answers

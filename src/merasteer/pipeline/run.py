@@ -12,6 +12,7 @@ from merasteer.errors import InvalidInput
 from merasteer.pipeline.ahead import check_store, tell
 from merasteer.pipeline.calibrate import calibrate
 from merasteer.pipeline.collect import collect
+from merasteer.pipeline.draft import discard
 from merasteer.pipeline.evaluate import evaluate
 from merasteer.pipeline.fit import fit
 from merasteer.pipeline.job import Job, Loading, prepare
@@ -102,5 +103,6 @@ def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
     if not output.stored:  # else it has been written as it came
         output = Output({**output.facts, "seconds": seconds}, output.tensors)
         workspace.save(stage, output)
+    discard(workspace.folder, stage)
     log.info("%s: done in %.1f s", stage, seconds)
     return output
