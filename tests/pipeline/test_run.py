@@ -16,7 +16,6 @@ from merasteer.engine.layers import family_of
 from merasteer.errors import BadSplits, InvalidInput
 from merasteer.pipeline import Options, prepare, run
 from merasteer.pipeline.batch import running
-from merasteer.types import Policy
 
 KEYS = {
     "task", "model", "decision", "reason", "artifact", "method", "alpha", "hook_point", "direction", "n", "accuracy", "spi",
@@ -61,13 +60,13 @@ def test_the_predicted_error_of_the_calibration_split_is_that_of_the_served_path
     artifact = entry.artifact
     assert artifact is not None
     job = prepare(loaded, finished.task, finished.store, finished.options)
-    policy = Policy("served", alpha=artifact.alpha, positions=artifact.manifest["steering"]["positions"])
+    served = artifact.correction.under("served")
     prompts = job.prompts(job.splits.calibration)
     with running(loaded, prompts.longest) as engine:
         engine.register("served", artifact.vectors)
         read = {
             name: [engine.submit(request).result(60).predicted_error.before for request in prompts.requests(asked)]
-            for name, asked in (("served", policy), ("unsteered", Policy("served")))
+            for name, asked in (("served", served), ("unsteered", served.watching()))
         }
     assert artifact.calibration["predicted_error"]["n"] == len(job.splits.calibration)
     mean = {name: sum(values) / len(values) for name, values in read.items()}

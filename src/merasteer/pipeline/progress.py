@@ -19,9 +19,9 @@ class Bar:
     def __init__(self, progress: Progress, title: str, total: int) -> None:
         self._progress, self.id = progress, progress.add_task(title, total=total)
 
-    def advance(self) -> None:
-        """One more done."""
-        self._progress.advance(self.id)
+    def advance(self, by: int = 1) -> None:
+        """So many more done."""
+        self._progress.advance(self.id, by)
 
     def rename(self, title: str) -> None:
         """Another title for what is under way."""

@@ -12,6 +12,7 @@ from merasteer.errors import InvalidInput
 from merasteer.pipeline.ahead import check_store, tell
 from merasteer.pipeline.calibrate import calibrate
 from merasteer.pipeline.collect import collect
+from merasteer.pipeline.draft import discard
 from merasteer.pipeline.evaluate import evaluate
 from merasteer.pipeline.fit import fit
 from merasteer.pipeline.job import Job, Loading, prepare
@@ -47,6 +48,7 @@ def run(
     stages are taken from `<store>/.work`; `until` names the last one to run. report: a file to
     write the report to. Equal inputs publish an artifact of equal digest on one machine.
     """
+    _check_until(until)
     job = prepare(model, task, Path(store), options or Options(), data=data, search=search, loading=loading)
     found = run_job(job, until, bars)
     if found is not None and report is not None:
@@ -99,7 +101,9 @@ def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
     start = time.perf_counter()
     output = compute()
     seconds = time.perf_counter() - start
-    output = Output({**output.facts, "seconds": seconds}, output.tensors)
-    workspace.save(stage, output)
+    if not output.stored:  # else it has been written as it came
+        output = Output({**output.facts, "seconds": seconds}, output.tensors)
+        workspace.save(stage, output)
+    discard(workspace.folder, stage)
     log.info("%s: done in %.1f s", stage, seconds)
     return output
