@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Found:
     def predicted_error(self) -> dict[str, float | int] | None:
         """{"mean", "n"} over the items that are read; None where none is."""
         read = self.error[~np.isnan(self.error)]
-        return {"mean": float(read.mean()), "n": len(read)} if len(read) else None
+        return {"mean": fmean(read.tolist()), "n": len(read)} if len(read) else None
 
 
 class Asker:

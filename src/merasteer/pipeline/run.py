@@ -96,6 +96,7 @@ def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
     found = workspace.load(stage)
     if found is not None:
         log.info("%s: taken from an earlier run", stage)
+        discard(workspace.folder, stage)
         return found
     start = time.perf_counter()
     output = compute()
