@@ -11,7 +11,7 @@ body() { # method -> the request as JSON, however the prompt is quoted
     python3 -c '
 import json, sys
 prompt, task, method = sys.argv[1:]
-print(json.dumps({"inputs": prompt, "parameters": {"max_new_tokens": 1}, "steering": {"task": task, "method": method}}))
+print(json.dumps({"inputs": prompt, "steering": {"task": task, "method": method}}))
 ' "$prompt" "$task" "$1"
 }
 

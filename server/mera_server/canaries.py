@@ -17,6 +17,7 @@ from mera_server.acting import withdrawn
 from mera_server.catalog import Catalog, Probe
 from merasteer.engine import Engine
 from merasteer.engine.canaries import asked, read
+from merasteer.errors import InvalidInput, NonFinite
 from merasteer.types import Generation
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["State", "Watch", "relies", "without"]
 
 log = logging.getLogger("mera.canaries")
+UNANSWERED = (InvalidInput, NonFinite)  # what keeps a canary from an answer, however often it is asked
 State = Literal["pending", "passed", "failed"]
 
 
@@ -45,7 +47,7 @@ class Watch:
     @property
     def failed(self) -> dict[str, str]:
         """Digest -> what is off, of the artifacts whose certificate has ended here."""
-        return {digest: why for digest, why in self._found.items() if why is not None}
+        return {digest: why for digest, why in dict(self._found).items() if why is not None}
 
     async def settle(self, plans: Sequence[Plan]) -> list[Plan]:
         """The plans, with those that rely on an artifact that is off here withdrawn. Replays what is still pending."""
@@ -65,15 +67,21 @@ class Watch:
     def replay(self, probe: Probe) -> str | None:
         """What is off of one artifact's canaries, found out now if it is not known. Blocks."""
         if probe.digest not in self._found:
-            self._tell(probe, [future.result() for future in self._submit(probe)])
+            try:
+                self._tell(probe, self._off_by(probe, [future.result() for future in self._submit(probe)]))
+            except UNANSWERED as error:
+                self._tell(probe, f"a canary gets no answer: {error}")
         return self._found[probe.digest]
 
     async def _off(self, digest: str, probe: Probe) -> str | None:
         if digest not in self._found:
             async with self._locks.setdefault(digest, asyncio.Lock()):
                 if digest not in self._found:
-                    futures = [asyncio.wrap_future(future) for future in self._submit(probe)]
-                    self._tell(probe, list(await asyncio.gather(*futures)))
+                    try:
+                        futures = [asyncio.wrap_future(future) for future in self._submit(probe)]
+                        self._tell(probe, self._off_by(probe, await asyncio.gather(*futures)))
+                    except UNANSWERED as error:
+                        self._tell(probe, f"a canary gets no answer: {error}")
             self._locks.pop(digest, None)
         return self._found[digest]
 
@@ -81,15 +89,19 @@ class Watch:
         prompts = [] if probe.canaries is None else [one.tokens for one in probe.canaries.prompts]
         return self._engine.submit_all(asked(probe.task, probe.correction, prompts)) if prompts else []
 
-    def _tell(self, probe: Probe, answers: Sequence[Generation]) -> None:
-        off = None
-        if probe.canaries is not None:
-            off = probe.canaries.off(read([one.tokens for one in probe.canaries.prompts], answers))
-        if off is not None:
-            off = f"the model does not behave as tested: {off}"
-            log.error("artifact %s of %s: %s", probe.digest[:12], probe.task.name, off)
-            self._withdraw(probe.digest, off)
-        self._found[probe.digest] = off
+    def _off_by(self, probe: Probe, answers: Sequence[Generation]) -> str | None:
+        if probe.canaries is None:
+            return None
+        return probe.canaries.off(read([one.tokens for one in probe.canaries.prompts], answers))
+
+    def _tell(self, probe: Probe, off: str | None) -> None:
+        told = None if off is None else f"the model does not behave as tested: {off}"
+        self._found[probe.digest] = (
+            told  # first: who reads the stores meanwhile asks for it under the lock of `withdraw`
+        )
+        if told is not None:
+            log.error("artifact %s of %s: %s", probe.digest[:12], probe.task.name, told)
+            self._withdraw(probe.digest, told)
 
 
 def relies(planned: Plan) -> bool:

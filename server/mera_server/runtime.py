@@ -100,11 +100,11 @@ class Runtime:
 
     def _read(self, shelf: Shelf) -> None:
         catalog = shelf.read(self.serving().catalog)
-        for digest, why in ({} if self.canaries is None else self.canaries.failed).items():
-            catalog = without(catalog, digest, why)
         with self._lock:
             if self._stopped or self._serving is None:
                 raise NotReady("server: it is stopping; ask another one")
+            for digest, why in ({} if self.canaries is None else self.canaries.failed).items():
+                catalog = without(catalog, digest, why)
             self._serving = replace(self._serving, catalog=catalog)
         self.metrics.catalog(catalog)
 

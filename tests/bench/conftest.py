@@ -21,14 +21,18 @@ ALPHAS = (0.003, 0.01, 0.03, 0.08, 0.2, 0.4, 0.6, 0.8)
 def make_cell(method: str = "mera", **changes: Any) -> Cell:
     """A certified cell without figures; `changes` replace whole fields."""
     cell: Cell = {
-        "schema": 1, "key": "0" * 12, "model": "tiny-llama", "task": "sms_spam", "position": "last", "method": method,
+        "schema": 2, "key": "0" * 12, "model": "tiny-llama", "task": "sms_spam", "position": "last", "method": method,
         "status": "done", "error": None, "decision": "certified", "reason": None, "correction": "mera", "alpha": 0.03,
         "hook_point": "residual", "direction": "covariance", "report_layer": 3,
         "n": {"train": 2000, "calibration": 250, "test": 1000},
-        "accuracy": {"unsteered": 0.6, "steered": 0.9, "majority": 0.5, "logit_bias": 0.7},
+        "accuracy": {"unsteered": 0.6, "steered": 0.9, "majority": 0.5, "logit_bias": 0.7, "label_probe": 0.95, "text_classifier": 0.8},
+        "balanced_accuracy": [0.6, 0.9],
         "spi": 0.75, "spi_interval": [0.68, 0.81], "level": 0.95,
         "transitions": {"kept_right": 580, "repaired": 320, "broken": 20, "kept_wrong": 80},
-        "classes": {"ham": {"precision": [0.6, 0.9], "recall": [0.6, 0.9], "f1": [0.6, None]}},
+        "classes": {
+            "ham": {"precision": [0.6, 0.9], "recall": [0.6, 0.9], "f1": [0.6, None]},
+            "spam": {"precision": [None, 0.9], "recall": [None, None], "f1": [None, None]},
+        },
         "percentiles": None, "probes": [], "curve": [], "tested": [],
         "certificate": {"test": "mcnemar", "delta": 0.05, "epsilon": 0.0, "p_value": 6e-22, "gain": 0.3,
                         "lower_bound": 0.22, "candidates": 60, "chances": 1},

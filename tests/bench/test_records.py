@@ -38,6 +38,15 @@ def test_every_cell_is_a_row_failed_ones_too(record: Any, tmp_path: Path) -> Non
         250,
         1.5,
     )
+    assert (
+        rows["mera"]["accuracy_label_probe"],
+        rows["mera"]["balanced_steered"],
+        rows["sae"]["accuracy_text_classifier"],
+    ) == (
+        0.95,
+        0.9,
+        0.8,
+    )
     assert json.loads(rows["mera"]["versions"]) == cells[0]["versions"]
     assert {name for name, value in rows["prompt"].items() if value is not None} == {
         "schema", "key", "model", "task", "position", "method", "status", "error",

@@ -14,7 +14,8 @@ LEGEND = (
     "lost. In brackets its 95 % interval. ✓ certified. – abstained: the model answers as if unsteered, SPI 0. Without a mark: "
     "a baseline that is always on and has no certificate. failed: the details say why. Empty: not run. Bold: the best SPI of "
     "its column, where above 0. Logit bias: a constant per class, fitted to the calibration labels; the trivial fix that "
-    "steering has to beat."
+    "steering has to beat. Label probe: a linear classifier on the activations, what the model knows. Text classifier: TF-IDF and "
+    "logistic regression on the rows, what needs no model."
 )
 EXPECTED = f"""\
 ## tiny-llama
@@ -24,6 +25,8 @@ EXPECTED = f"""\
 | *unsteered accuracy* | .600 | .600 | .600 |
 | *majority accuracy* | .500 | .500 | .500 |
 | *logit bias accuracy* | .700 | .700 | .700 |
+| *label probe accuracy* | .950 | .950 | .950 |
+| *text classifier accuracy* | .800 | .800 | .800 |
 | none | .00 [−.06, .05] |  |  |
 | prompt | −.04 [−.10, .01] |  | **.80 [.74, .85]** |
 | mera | **.75 [.68, .81]** ✓ | failed | .75 [.68, .81] ✓ |
@@ -67,7 +70,7 @@ def test_each_model_has_its_table_and_only_its_tasks(record: Any) -> None:
 
 def test_rows_are_as_given_and_no_cell_is_left_out(record: Any) -> None:
     lines = markdown([record("new"), record("mera")], ["sae", "mera"]).splitlines()
-    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][5:] == ["| sae", "| mera", "| new"]
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][7:] == ["| sae", "| mera", "| new"]
 
 
 def test_two_cells_in_one_place_are_refused(record: Any) -> None:
@@ -91,7 +94,8 @@ def row(record: Any, **certificate: Any) -> list[str]:
 
 def test_details_tell_what_was_chosen_and_what_it_did(record: Any) -> None:
     assert row(record) == [
-        "mera", "certified", "mera", ".030", "residual", "covariance", ".600 → .900", "580 / 320 / 20 / 80", "6e-22",
+        "mera", "certified", "mera", ".030", "residual", "covariance", ".600 → .900", ".600 → .900",
+        "ham .600 → .900, spam – → –", "580 / 320 / 20 / 80", "6e-22",
         "30.0 points gained, at least 22.0 with probability 95 %",
     ]  # fmt: skip
 

@@ -14,6 +14,7 @@ from mera_server.cli import app
 from transformers import Gemma2Config, LlamaConfig, Qwen2Config
 
 from merasteer.engine import EngineConfig
+from merasteer.engine.gguf_config import ARCHITECTURES as GGUF
 from merasteer.engine.layers import ARCHITECTURES
 from merasteer.tasks import load_task
 
@@ -48,6 +49,12 @@ def test_every_family_is_listed_with_its_hook_points(page: str) -> None:
         assert set(listed) == set(ARCHITECTURES[name].sites), name
 
 
+def test_the_architectures_that_are_read_from_gguf_are_listed(page: str) -> None:
+    listed = re.search(r"Read are the architectures (.*?), in every quantisation", page, re.DOTALL)
+    assert listed is not None
+    assert set(re.findall(r"`(\w+)`", listed[1])) == set(GGUF)
+
+
 @pytest.mark.parametrize("name", [*PAPER, *TUNED])
 def test_memory_follows_from_the_configuration(page: str, name: str) -> None:
     config = (PAPER | TUNED)[name]
@@ -77,11 +84,11 @@ def test_every_model_of_the_paper_has_its_commands_and_they_are_accepted(page: s
         verb, *arguments = shlex.split(line)[1:]
         parsed = commands[verb].make_context(verb, arguments, resilient_parsing=False).params
         asked[verb].append(parsed["model"])
-        assert parsed["dtype"] == "bfloat16"
+        assert parsed["dtype"] in (("auto", None) if parsed["model"].endswith(".gguf") else ("bfloat16",))
         assert str(parsed["out" if verb == "run" else "store"]) == "my_store"
         if verb == "run":
             load_task(parsed["task"])
     assert asked["run"] == asked["serve"]
-    assert sorted(asked["run"]) == sorted([*PAPER, *TUNED])
+    assert sorted(asked["run"]) == sorted([*PAPER, *TUNED, "SmolLM2-135M-Instruct-Q4_1.gguf"])
     for verb in asked:
         assert {"dtype", "device", "device_map"} <= {parameter.name for parameter in commands[verb].params}

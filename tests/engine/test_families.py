@@ -100,6 +100,25 @@ def test_a_point_that_the_family_lacks_is_refused():
         site(gpt2.model, "reference")
 
 
+def test_attention_is_capped_as_the_model_says(make_tiny, make_vectors, plain, prompts):
+    """Scores of a size that the cap changes; the families above have small ones."""
+    loaded, v = make_tiny("gemma2", query_pre_attn_scalar=1, attn_logit_softcapping=2.0), make_vectors(1, "residual")
+    uncapped = make_tiny("gemma2", query_pre_attn_scalar=1, attn_logit_softcapping=None)
+    with Engine(loaded, EngineConfig(max_requests=8, max_batch_tokens=64)) as engine:
+        engine.register("a", v)
+        asked = [GenerationRequest(prompt, 4, Policy("a", 0.3)) for prompt in prompts[:8]]
+        found = [future.result(60) for future in engine.submit_all(asked)]
+    apart = 0
+    for prompt, answer in zip(prompts, found, strict=False):
+        truth = plain(loaded.model, prompt, 4, v, Policy("a", 0.3))
+        assert list(answer.tokens) == truth.tokens
+        assert answer.predicted_error.before == pytest.approx(
+            1 / (1 + math.exp(-truth.z[0][v.report_layer][0])), abs=1e-4
+        )
+        apart += truth.tokens != plain(uncapped.model, prompt, 4, v, Policy("a", 0.3)).tokens
+    assert apart > 0
+
+
 def test_a_family_outside_the_table_is_refused_at_load(tmp_path):
     from merasteer.engine import load_model
 
@@ -108,7 +127,7 @@ def test_a_family_outside_the_table_is_refused_at_load(tmp_path):
     )
     with pytest.raises(UnsupportedModel, match="StableLmForCausalLM is not in the hook table"):
         wrap_model(transformers.StableLmForCausalLM(config), None, "x")
-    with pytest.raises(InvalidInput, match="cannot be loaded"):
+    with pytest.raises(InvalidInput, match=r"holds no config\.json"):
         load_model(tmp_path)
 
 

@@ -8,8 +8,9 @@ from torch import nn
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from merasteer.engine import Engine, EngineConfig, wrap_model
-from merasteer.engine.batching import check_seams
-from merasteer.engine.steer import COUNTS, Facts, Moves, Steering, Switches
+from merasteer.engine.seams import check_seams
+from merasteer.engine.steer import Facts, Moves, Steering
+from merasteer.engine.switches import COUNTS, Switches
 from merasteer.engine.tables import NEVER, SlotTable
 from merasteer.errors import EngineFailed, InvalidInput, SeamMissing, UnsupportedModel
 from merasteer.types import GenerationRequest, Policy

@@ -19,7 +19,8 @@ from merasteer.pipeline.batch import running
 
 KEYS = {
     "task", "model", "decision", "reason", "artifact", "method", "alpha", "hook_point", "direction", "n", "accuracy", "spi",
-    "spi_interval", "level", "recall", "certificate", "seconds",
+    "spi_interval", "level", "recall", "certificate", "seconds", "balanced_accuracy", "confusion", "auroc", "coverage", "baselines",
+    "candidates",
 }  # fmt: skip
 FEW = Options(ordering=100)
 
@@ -31,7 +32,7 @@ def test_a_planted_failure_is_repaired_and_certified(finished) -> None:
     assert (report["decision"], report["reason"]) == ("certified", None)
     assert report["n"] == {"train": 300, "calibration": 120, "test": 100}
     accuracy = report["accuracy"]
-    assert set(accuracy) == {"unsteered", "steered", "majority", "logit_bias"}
+    assert set(accuracy) == {"unsteered", "steered", "majority", "logit_bias", "label_probe", "text_classifier"}
     assert accuracy["steered"] > accuracy["unsteered"] + 0.1
     assert report["spi"] > 0.2
     assert report["spi_interval"][0] <= report["spi"] <= report["spi_interval"][1]

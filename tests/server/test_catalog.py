@@ -8,8 +8,12 @@ from types import SimpleNamespace
 import pytest
 from mera_server.catalog import Catalog, Probe, probe_of
 
+from merasteer.conditions import Conditions
 from merasteer.errors import BadTask, UnknownProbe
+from merasteer.meaning import ModelMeaning
 from merasteer.types import Correction
+
+HERE = Conditions(ModelMeaning("w", "c", "t", "", "e"), "float32", "cpu", "sdpa")
 
 
 def test_the_listing_puts_the_certified_first(catalog: Catalog) -> None:
@@ -32,7 +36,7 @@ def test_a_task_that_this_model_cannot_serve_is_a_new_error_each_time(catalog: C
 
 def test_another_runtime_is_not_certified(catalog: Catalog, good: Probe) -> None:
     other = replace(
-        catalog, latest={**catalog.latest, "good": replace(good, mismatch="dtype float16 and attention sdpa")}
+        catalog, latest={**catalog.latest, "good": replace(good, mismatch="made elsewhere")}
     )
     assert not other.listing().tasks[0].certified
 
@@ -68,11 +72,11 @@ def test_the_calibration_rows_error_is_optional(found: object, mean: float | Non
         "digest": "aa" * 32,
         "certified": False,
         "steering": {"active_layers": [0], "positions": "generation", "alpha": None},
-        "runtime": {"dtype": "float32", "attention": "sdpa"},
     }
     calibration = {"tested": [], **({} if found is None else {"predicted_error": found})}
     artifact = SimpleNamespace(
         correction=Correction(),
+        conditions=None,
         manifest=manifest,
         calibration=calibration,
         digest="aa" * 32,
@@ -81,4 +85,4 @@ def test_the_calibration_rows_error_is_optional(found: object, mean: float | Non
         alpha=None,
         label_bias=None,
     )
-    assert probe_of(artifact, "float32", "sdpa", frozenset()).calibration_error == mean  # type: ignore[arg-type]
+    assert probe_of(artifact, HERE, frozenset()).calibration_error == mean  # type: ignore[arg-type]

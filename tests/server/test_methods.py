@@ -41,8 +41,8 @@ APPLIED: dict[tuple[str, str | None], Any] = {
     ("mera", "additive"): ("additive", Policy(f"{KEY}/additive", None, 1.0), None, False),
     ("bias", None): ("logit_bias", READ, BIAS, True),
     ("bias", "logit_bias"): ("logit_bias", READ, BIAS, True),
-    ("bias", "mera"): "uncertified",
-    ("bias", "mera+bias"): "uncertified",
+    ("bias", "mera"): AlphaRequired,
+    ("bias", "mera+bias"): AlphaRequired,
     ("bias", "contrastive"): ("contrastive", Policy(f"{KEY}/contrastive", None, 1.0), None, False),
     ("both", None): ("mera+bias", BOTH, BIAS, True),
     ("both", "mera+bias"): ("mera+bias", BOTH, BIAS, True),
@@ -50,12 +50,12 @@ APPLIED: dict[tuple[str, str | None], Any] = {
     ("both", "logit_bias"): ("logit_bias", READ, BIAS, False),
     ("weak", None): "uncertified",
     ("weak", "mera"): "uncertified",
-    ("weak", "logit_bias"): "uncertified",
-    ("weak", "mera+bias"): "uncertified",
+    ("weak", "logit_bias"): ("logit_bias", READ, BIAS, False),
+    ("weak", "mera+bias"): AlphaRequired,
     ("weak", "additive"): ("additive", Policy(f"{KEY}/additive", None, 1.0), None, False),
     ("weak bias", None): "uncertified",
     ("weak bias", "logit_bias"): "uncertified",
-    ("weak bias", "mera"): "uncertified",
+    ("weak bias", "mera"): AlphaRequired,
     ("weak both", None): "uncertified",
     ("weak both", "mera+bias"): "uncertified",
     ("no bias", None): ("mera", MERA, None, True),
@@ -65,7 +65,7 @@ APPLIED: dict[tuple[str, str | None], Any] = {
     ("idle bias", "mera"): "no_probe",
     ("idle bias", "mera+bias"): "no_probe",
     ("idle", None): "no_probe",
-    ("idle", "logit_bias"): "uncertified",
+    ("idle", "logit_bias"): ("logit_bias", None, BIAS, False),
 }
 
 # the same with `alpha: 0.1` and with `positions: "all"`
@@ -103,8 +103,9 @@ def ask(good: Probe) -> Any:
 def test_nothing_overridden(ask: Any, artifact: str, method: str | None) -> None:
     expected = APPLIED[artifact, method]
     if isinstance(expected, type):
-        with pytest.raises(expected, match=r"^steering\.method: "):
+        with pytest.raises(expected, match=r"^steering\.(method|alpha): ") as caught:
             ask(artifact, method=method)
+        assert type(caught.value) is expected
         return
     found = ask(artifact, method=method)
     if isinstance(expected, str):

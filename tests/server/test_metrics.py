@@ -19,7 +19,7 @@ NAMES = {
     "mera_requests_total", "mera_decisions_total", "mera_predicted_error", "mera_steered_tokens_total", "mera_tokens_total",
     "mera_request_duration_seconds", "mera_time_to_first_token_seconds", "mera_inter_token_seconds", "mera_queue_seconds",
     "mera_requests_running", "mera_requests_waiting", "mera_cache_used_ratio", "mera_probe_info", "mera_model_info",
-    "mera_probes_rejected", "mera_calibration_predicted_error", "mera_certified_gain_lower_bound",
+    "mera_probes_rejected", "mera_calibration_predicted_error", "mera_certified_gain_lower_bound", "mera_non_finite_total",
 }  # fmt: skip
 
 OF_ARTIFACTS = {

@@ -156,7 +156,7 @@ def test_what_is_refused(asks: Any, body: Any, error: type[Exception], message: 
 
 
 def test_the_likeliest_token_is_not_known_under_a_label_bias(asks: Any, catalog: Catalog) -> None:
-    catalog.latest["good"] = holding(catalog.latest["good"], method="mera+bias", label_bias=(0.5, -0.5))  # type: ignore[index]
+    catalog.latest["good"] = holding(catalog.latest["good"], label_bias=(0.5, -0.5))  # type: ignore[index]
     assert asks(completion(logprobs=1), "good")
     with pytest.raises(Unsupported, match=r"^logprobs: beside"):
         asks(completion(logprobs=1, steering={"method": "logit_bias"}), "good")

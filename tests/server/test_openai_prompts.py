@@ -107,7 +107,7 @@ def test_fields_by_name(engine: Any) -> None:
     with pytest.raises(InvalidInput, match=r"^inputs: given, but the model's name carries no task"):
         chat_prompt(chat("x", inputs={"text": "hello"}), None, engine)
     for wrong in ({"desk": "A"}, {}, {"desk": "A", "text": "b", "other": "c"}):
-        with pytest.raises(InvalidInput, match="^inputs: "):
+        with pytest.raises(InvalidInput, match=r"^inputs: "):
             chat_prompt(chat("x", inputs=wrong), prompter(TWO, engine), engine)
 
 

@@ -59,7 +59,7 @@ def test_the_default_task_is_steered(make_plan: MakePlan) -> None:
         ({"probe": "aa"}, None, None, 0.3, Policy(GOOD, 0.3)),
         ({"task": "good", "alpha": 0.1}, None, None, 0.1, Policy(GOOD, 0.1)),
         ({"task": "good", "positions": "all"}, None, None, 0.3, Policy(GOOD, 0.3, positions="all")),
-        ({"task": "good", "positions": "last"}, None, None, 0.3, Policy(GOOD, 0.3, positions="last")),
+        ({"task": "good", "positions": "last"}, None, None, 0.3, Policy(GOOD, 0.3)),  # one token: the same position
         ({"task": "good", "positions": [4, 0]}, None, None, 0.3, Policy(GOOD, 0.3, positions=(4, 0))),
         (
             {"task": "good", "method": "additive", "positions": [2]},
@@ -123,8 +123,10 @@ def test_an_artifact_with_every_layer_idle_is_no_probe(make_plan: MakePlan, cata
         ({"steering": {"task": "good"}, "parameters": {"temperature": 0.0, "seed": 3}}, ()),
         ({"steering": {"task": "good"}, "inputs": "hello"}, ("the prompt does not match the task's template",)),
         ({"steering": {"task": "good"}, "parameters": {"temperature": 0.7}}, ("decoding is sampled, not greedy",)),
-        ({"steering": {"task": "good", "alpha": 0.3}}, ("alpha overridden",)),
-        ({"steering": {"task": "good", "layers": [0], "positions": "generation"}}, ("positions, layers overridden",)),
+        ({"steering": {"task": "good", "alpha": 0.3, "positions": "last", "layers": [3, 2, 0]}}, ()),  # what was tested
+        ({"steering": {"task": "good", "alpha": 0.2}}, ("alpha overridden",)),
+        ({"steering": {"task": "good", "layers": [0], "positions": "generation"}}, ("layers overridden",)),
+        ({"steering": {"task": "good", "layers": [0], "positions": "all"}}, ("positions, layers overridden",)),
         ({"steering": {"task": "good", "method": "none"}}, ("method none is not what was certified",)),
         ({"steering": {"task": "good", "method": "additive"}}, ("method additive is not what was certified",)),
         ({"steering": {"task": "weak"}}, ("the artifact is not certified",)),
@@ -138,10 +140,10 @@ def test_why_the_certificate_does_not_cover(make_plan: MakePlan, body: dict[str,
 def test_why_names_another_runtime_and_everything_else_that_applies(
     make_plan: MakePlan, catalog: Catalog, good: Probe
 ) -> None:
-    other = replace(catalog, latest={"good": replace(good, mismatch="dtype bfloat16 and attention sdpa")})
+    other = replace(catalog, latest={"good": replace(good, mismatch="made before it was kept")})
     found = make_plan({"steering": {"task": "good"}, "inputs": "x", "parameters": {"temperature": 1}}, catalog=other)
     assert found.why == (
-        "the artifact was calibrated under dtype bfloat16 and attention sdpa",
+        "made before it was kept",
         "decoding is sampled, not greedy",
         "the prompt does not match the task's template",
     )
@@ -166,7 +168,8 @@ def test_the_artifacts_own_positions(make_plan: MakePlan, catalog: Catalog, good
             GOOD, 0.3, positions=own
         )  # type: ignore[arg-type]
         asked = make_plan({"steering": {"task": "good", "positions": "generation"}}, catalog=other)
-        assert asked.correction.policy == Policy(GOOD, 0.3)
+        assert asked.correction.policy == Policy(GOOD, 0.3, positions="last" if own == "last" else "generation")
+        assert asked.overridden == (() if own == "last" else ("positions",))
 
 
 def test_objects_are_rendered(make_plan: MakePlan) -> None:
@@ -220,11 +223,11 @@ def test_objects_are_rendered(make_plan: MakePlan) -> None:
             InvalidInput,
             "steering.alpha: .* give strength",
         ),
-        ({"steering": {"task": "weak", "layers": [1]}}, AlphaRequired, "steering.alpha: missing, with layers given"),
+        ({"steering": {"task": "weak", "layers": [1]}}, AlphaRequired, "steering.alpha: missing, and the artifact has none"),
         (
             {"steering": {"task": "weak", "positions": "all"}},
             AlphaRequired,
-            "steering.alpha: missing, with positions given",
+            "steering.alpha: missing, and the artifact has none",
         ),
         ({"parameters": {"max_new_tokens": 1025}}, InvalidInput, "parameters.max_new_tokens: .* at most 1024"),
     ],

@@ -53,6 +53,7 @@ def test_every_option_has_an_environment_variable() -> None:
         "MERA_SHARE_PREFIXES": "false",
         "MERA_PACK_WEIGHTS": "false",
         "MERA_OPEN": "true",
+        "MERA_REQUIRE_CERTIFIED": "true",
         "MERA_LOG_FORMAT": "json",
         "MERA_LOG_CONTENT": "true",
         "MERA_CORS_ORIGIN": "https://a.example,http://[::1]:8080",

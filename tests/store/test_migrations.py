@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from merasteer import demo
 from merasteer.errors import BadArtifact
-from merasteer.store import ModelIdentity, collect, load, scan
+from merasteer.store import ModelIdentity, collect, latest, load, scan
 from merasteer.store.migrations import STEPS, Step, migrate
 from merasteer.store.schema import SCHEMA
 from merasteer.store.tensors import encode
+
+from .conftest import aged
 
 OLD = SCHEMA - 2
 
@@ -61,6 +66,27 @@ def test_an_old_artifact_is_read_as_the_present_ones_are(
     assert artifact.digest[:12] == old.name  # what it was written as
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
     assert [entry.status for entry in scan([old.parents[2]], identity)] == ["loaded"]
+
+
+def test_an_artifact_of_before_labels_were_chosen_stays_free(tmp_path: Path) -> None:
+    """Schema 1, with the demo's artifact taken back to it: read, verified as it was written, and answered as it was certified."""
+    source = next(demo.store_dir().glob("*/demo_spam/*/manifest.json")).parent
+    folder = tmp_path / source.relative_to(demo.store_dir())
+    shutil.copytree(source.parent, folder.parent)
+    old = aged(folder, demo.model_dir())
+    now, found = load(source), load(old)
+    assert json.loads((old / "manifest.json").read_text("utf-8"))["schema"] == 1
+    assert found.manifest["schema"] == SCHEMA
+    assert (found.digest[:12], found.certified, found.alpha) == (old.name, True, now.alpha)
+    assert (now.task.choose, found.task) == ("labels", replace(now.task, choose="free"))
+    assert (found.task.choice, found.task.answer_tokens) == (None, ((272,), (271,)))
+    assert torch.equal(found.weight, now.weight)
+    assert latest(tmp_path, *folder.parts[-3:-1]) == old.name
+    manifest = json.loads((old / "manifest.json").read_text("utf-8"))
+    manifest["task"]["max_new_tokens"] = 2
+    (old / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(BadArtifact, match="the file was edited"):
+        load(old)
 
 
 def test_an_old_artifact_is_verified_as_it_was_written(two_steps: None, old: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def torture(make: Any, identity: ModelIdentity, tmp_path: Path, forker: Forker) 
         parts = make(0)
         facts = {"manifest": parts.manifest, "calibration": parts.calibration}
         (root / "parts-0.json").write_text(json.dumps(facts))
-        (root / "identity.json").write_text(json.dumps(identity.manifest()))
+        (root / "identity.json").write_text(json.dumps(asdict(identity)))
         safetensors.torch.save_file(parts.tensors, root / "parts-0.safetensors")
         script, given = Path(__file__).with_name("torture.py"), {**os.environ, **environment}
         if not before:

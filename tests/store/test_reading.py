@@ -120,7 +120,7 @@ BAD: dict[str, tuple[Callable[[Path, Reseal], object], str]] = {
     "task of another folder": (lambda f, r: r(f, _set("task", "name", "other")), "made for the task other"),
     "future schema": (lambda f, r: r(f, lambda m: m.update(schema=3)), "upgrade mera-server"),
     "unknown key": (lambda f, r: r(f, lambda m: m.update(host="here")), "unknown field 'host'"),
-    "other weights": (lambda f, r: r(f, _set("model", "weights", {"model.safetensors": "0" * 64})), "made for other weights"),
+    "other weights": (lambda f, r: r(f, _set("model", "weights", "0" * 64)), "made for other weights"),
     "other tokenizer": (lambda f, r: r(f, _set("model", "tokenizer", "0" * 64)), "made for another tokenizer"),
     "other architecture": (lambda f, r: r(f, _set("model", "architecture", "GPT2LMHeadModel")), "made for GPT2LMHeadModel"),
     "link outside": (lambda f, r: _link(f, "probe.safetensors"), "probe.safetensors: is a link that leads out"),

@@ -25,13 +25,15 @@ from typing import Any
 from publisher import DURABLE, fork, kill_before, parts
 
 from merasteer.errors import InvalidInput
+from merasteer.meaning import ModelMeaning
 from merasteer.store import ModelIdentity, collect, publish, scan, snapshot
 from merasteer.store.durable import abandoned
 
 ROOT = Path(sys.argv[2])
 STORE = ROOT / "store"
 PARTS = parts(ROOT, 0)
-MODEL = ModelIdentity(**json.loads((ROOT / "identity.json").read_text()))
+GIVEN = json.loads((ROOT / "identity.json").read_text())
+MODEL = ModelIdentity(**{**GIVEN, "meaning": ModelMeaning(**GIVEN["meaning"]), "source": None})
 
 
 def send(seed: int, store: Path = STORE) -> str:

@@ -62,6 +62,6 @@ def _here(runtime: Runtime, probe: Probe) -> dict[str, Any]:
     replayed = runtime.canaries if probe.canaries is not None else None
     return {
         "certified": probe.guaranteed,
-        "why": probe.mismatch,
+        "why": probe.mismatch if probe.certified else "the artifact is not certified",
         "canaries": None if replayed is None else replayed.state(probe.digest),
     }

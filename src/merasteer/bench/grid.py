@@ -22,7 +22,7 @@ from merasteer.bench.methods import Method
 from merasteer.bench.plots import draw
 from merasteer.bench.records import write_tables
 from merasteer.bench.table import details, markdown
-from merasteer.engine import LoadedModel
+from merasteer.engine import LoadedModel, model_name
 from merasteer.errors import InvalidInput
 from merasteer.pipeline import Bars, Job, Loading, Options, prepare
 from merasteer.pipeline.workspace import replace_file
@@ -38,7 +38,7 @@ EXACT_TOKENS = 8  # of an answer that is searched for its label, where the task 
 
 @dataclass(frozen=True)
 class Grid:
-    """What to measure. models: folders or hub ids. positions: answer positions to try; none means each task's own.
+    """What to measure. models: folders, GGUF files or hub ids. positions: answer positions to try; none means each task's own.
 
     keep: stage outputs (activations above all) stay behind cells that are done.
     """
@@ -68,7 +68,7 @@ class Grid:
     ) -> Grid:
         """The grid of these names. Raises where a task cannot be read, or where two would share their records."""
         described = tuple(load_task(name, search=search) for name in tasks)
-        _distinct("models", [model_slug(_id(name)) for name in models])
+        _distinct("models", [model_slug(model_name(name)) for name in models])
         _distinct("tasks", [task.name for task in described])
         wrong = next((name for name in positions if name not in ANSWER_POSITIONS), None)
         if wrong is not None:
@@ -88,7 +88,7 @@ class Grid:
 
     def path(self, model: str, task: Task, method: Method) -> Path:
         """Where a cell's record lies."""
-        return self.out / "cells" / model_slug(_id(model)) / task.name / task.position / f"{method.name}.json"
+        return self.out / "cells" / model_slug(model_name(model)) / task.name / task.position / f"{method.name}.json"
 
 
 def bench(grid: Grid, bars: Bars | None = None, on_cell: Callable[[Cell], None] | None = None) -> list[Cell]:
@@ -167,7 +167,7 @@ def _measure(method: Method, job: Job, which: Cell, bars: Bars) -> Cell:
 def _all_failed(grid: Grid, model: str, task: Task, error: Exception) -> Iterator[Cell]:
     """The cells of a task that failed before their keys were known."""
     for method in grid.methods:
-        which = {"model": _id(model), "task": task.name, "position": task.position, "method": method.name}
+        which = {"model": model_name(model), "task": task.name, "position": task.position, "method": method.name}
         yield _save(grid.path(model, task, method), failed({"schema": SCHEMA, "key": None, **which}, error))
 
 
@@ -186,11 +186,6 @@ def _save(path: Path, cell: Cell) -> Cell:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     saved: Cell = json.loads(text)
     return saved
-
-
-def _id(model: str) -> str:
-    """The id that a model will have once it is loaded."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def _at(task: Task, position: AnswerPosition) -> Task:

@@ -19,7 +19,7 @@ TEXTS = (*PLACE, "status", "error", "decision", "reason", "correction", "hook_po
 TEST = ("p_value", "gain", "lower_bound", "delta", "epsilon")
 PARTS = {
     "n": ("train", "calibration", "test"),
-    "accuracy": ("unsteered", "steered", "majority", "logit_bias"),
+    "accuracy": ("unsteered", "steered", "majority", "logit_bias", "label_probe", "text_classifier"),
     "transitions": ("kept_right", "repaired", "broken", "kept_wrong"),
     "runtime": ("dtype", "attention", "device", "threads"),
 }
@@ -50,16 +50,17 @@ def write_tables(cells: Sequence[Cell], out: Path) -> list[Path]:
 def flat(cell: Cell) -> dict[str, Any]:
     """The record's scalars under one name each, None where it has none, as in a failed one.
 
-    n_…, accuracy_…, transitions_…, runtime_… and seconds_… are those of the record; spi_low and spi_high its interval; test,
+    n_…, accuracy_…, balanced_…, transitions_…, runtime_… and seconds_… are those of the record; spi_low and spi_high its interval; test,
     p_value, gain, lower_bound, delta, epsilon, candidates and chances are the certificate's. versions is JSON.
     """
     interval, test = cell.get("spi_interval") or (None, None), cell.get("certificate") or {}
-    versions = cell.get("versions")
+    versions, balanced = cell.get("versions"), cell.get("balanced_accuracy") or (None, None)
     return {
         "schema": cell.get("schema"),
         **{name: cell.get(name) for name in TEXTS},
         **{name: cell.get(name) for name in ("alpha", "report_layer")},
         **{f"{part}_{name}": (cell.get(part) or {}).get(name) for part in ("n", "accuracy") for name in PARTS[part]},
+        **{f"balanced_{name}": value for name, value in zip(("unsteered", "steered"), balanced, strict=True)},
         "spi": cell.get("spi"),
         "spi_low": interval[0],
         "spi_high": interval[1],

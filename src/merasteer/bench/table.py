@@ -7,6 +7,7 @@ from typing import Any
 
 from merasteer.bench.cells import Cell
 from merasteer.bench.layout import Column, Layout
+from merasteer.pipeline.telling import number
 
 __all__ = ["details", "markdown", "number"]
 
@@ -14,16 +15,19 @@ CONTEXT = {
     "unsteered": "*unsteered accuracy*",
     "majority": "*majority accuracy*",
     "logit_bias": "*logit bias accuracy*",
+    "label_probe": "*label probe accuracy*",
+    "text_classifier": "*text classifier accuracy*",
 }
 LEGEND = (
     "SPI on the test split: the share of what could be won that was won, or, below 0, of what could be lost that was lost. "
     "In brackets its {level}interval. ✓ certified. – abstained: the model answers as if unsteered, SPI 0. Without a mark: a baseline "
     "that is always on and has no certificate. failed: the details say why. Empty: not run. "
     "Bold: the best SPI of its column, where above 0. Logit bias: a constant per class, fitted to the calibration labels; "
-    "the trivial fix that steering has to beat."
+    "the trivial fix that steering has to beat. Label probe: a linear classifier on the activations, what the model knows. Text "
+    "classifier: TF-IDF and logistic regression on the rows, what needs no model."
 )
 DETAILS = (
-    "method", "decision", "correction", "α", "hook point", "direction", "accuracy",
+    "method", "decision", "correction", "α", "hook point", "direction", "accuracy", "balanced", "recall",
     "kept right / repaired / broken / kept wrong", "p", "on the calibration split",
 )  # fmt: skip
 
@@ -48,15 +52,6 @@ def details(cells: Sequence[Cell]) -> str:
     return "\n".join(
         _details_table(layout, model, column) for model in layout.models for column in layout.columns[model]
     )
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """The number without a leading zero, as in ".64" and "−.04"; empty for None."""
-    if value is None:
-        return ""
-    text = f"{abs(value):.{digits}f}"
-    sign = "−" if value < 0 and float(text) else ""
-    return sign + (text.removeprefix("0") if digits else text)
 
 
 def _spi_table(layout: Layout, model: str) -> str:
@@ -141,11 +136,18 @@ def _details(cell: Cell) -> list[str]:
         "" if cell.get("alpha") is None else number(cell["alpha"], 3),
         cell.get("hook_point") or "",
         cell.get("direction") or "",
-        f"{number(accuracy['unsteered'], 3)} → {number(accuracy['steered'], 3)}",
+        _arrow([accuracy["unsteered"], accuracy["steered"]]),
+        _arrow(cell["balanced_accuracy"]),
+        ", ".join(f"{label} {_arrow(part['recall'])}" for label, part in cell["classes"].items()),
         " / ".join(str(counts[name]) for name in ("kept_right", "repaired", "broken", "kept_wrong")),
         f"{test['p_value']:.2g}" if test else "",
         _finding(cell["decision"], test),
     ]
+
+
+def _arrow(pair: Sequence[float | None]) -> str:
+    """ ".600 → .900", or – where a class has no items."""
+    return " → ".join("–" if value is None else number(value, 3) for value in pair)
 
 
 def _finding(decision: str, test: dict[str, Any] | None) -> str:

@@ -2,16 +2,20 @@
 
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.engine import Engine, EngineStats
-from merasteer.engine.loading import LoadedModel, load_model, wrap_model
+from merasteer.engine.glance import Glance, glance
+from merasteer.engine.loading import LoadedModel, load_model, model_name, wrap_model
 from merasteer.engine.meaning import conditions_of, identity_facts
 
 __all__ = [
     "Engine",
     "EngineConfig",
     "EngineStats",
+    "Glance",
     "LoadedModel",
     "conditions_of",
+    "glance",
     "identity_facts",
     "load_model",
+    "model_name",
     "wrap_model",
 ]

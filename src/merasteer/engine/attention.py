@@ -1,21 +1,25 @@
-"""Attention over the packed batch, one request at a time.
+"""Attention over the packed batch, one request at a time; and what the library's own paged attention gets wrong.
 
 The library's paged SDPA lets every token attend over the whole batch and masks the other requests away: its cost grows with the square
 of the batch (40 % of a step at 64 requests of 60 tokens). Here each request attends over its own keys alone: prompts one by one, and
 single-token requests (decoding) in groups of similar length, their keys padded to the longest of the group.
+
+Where that is not done (a sliding window, a soft cap, a GPU) the library's runs, with two things mended (`_apart`, `_eager`).
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
+from transformers.integrations.eager_paged import eager_paged_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 __all__ = ["PER_REQUEST", "applies", "per_request_attention"]
 
@@ -168,4 +172,55 @@ def _causal(queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=like.device).tril(keys - queries)
 
 
+Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def _apart(inner: Attention) -> Attention:
+    """`inner`, with the numbers of each request kept from its neighbours: what a mask hides is multiplied by 0, and 0 · NaN is NaN.
+
+    A token whose keys or values are not finite is written as zeros, and gets an answer that is not finite either: its own request fails.
+    """
+
+    def attention(
+        module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if kwargs.get("cache") is None:
+            return inner(module, query, key, value, *args, **kwargs)
+        broken = (key * 0).sum((1, 3)) + (value * 0).sum((1, 3))  # (1, T): 0, or NaN
+        key, value = (states.nan_to_num(0.0, 0.0, 0.0) for states in (key, value))
+        out, weights = inner(module, query, key, value, *args, **kwargs)
+        return out + broken[..., None, None], weights
+
+    return attention
+
+
+def _eager(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The library's attention over pages, with the soft cap of the scores (Gemma 2) that it leaves out."""
+    if softcap is None:
+        found: tuple[torch.Tensor, torch.Tensor] = eager_paged_attention_forward(
+            module, query, key, value, attention_mask, scaling, **kwargs
+        )
+        return found
+    key, value = kwargs.pop("cache").update(
+        key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs
+    )
+    key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], 1) for states in (key, value))
+    scores = torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap)) * softcap
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
 AttentionInterface.register(PER_REQUEST, per_request_attention)
+AttentionInterface.register("paged|eager", _apart(_eager))
+AttentionInterface.register("sdpa", _apart(sdpa_attention_forward))

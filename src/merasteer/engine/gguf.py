@@ -41,6 +41,20 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class _Outline:
+    """What the library's map of names asks of a model. It would go through every module inside, too: seconds, for names of trunks."""
+
+    config: Any
+    names: Mapping[str, torch.Tensor]
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        return self.names
+
+    def named_children(self) -> tuple[()]:
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
 class GgufFile:
     """A file whose header has been read and found whole. metadata: its keys, the vocabulary and the merges in full."""
 
@@ -77,7 +91,8 @@ class GgufFile:
 
         processor = TENSOR_PROCESSORS.get(self.architecture, TensorProcessor)(config=config.to_dict())
         with torch.device("meta"):
-            names = get_gguf_hf_weights_map(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config), processor)
+            outline = _Outline(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).state_dict())
+        names = get_gguf_hf_weights_map(outline, processor)
         left = []
         for stored in self.tensors.values():
             found: dict[str, torch.Tensor] = {}
@@ -121,7 +136,7 @@ class GgufFile:
 
 def is_gguf(model: str | Path) -> bool:
     """Whether a model is named as a GGUF file."""
-    return str(model).lower().endswith(".gguf")
+    return str(model).lower().endswith(".gguf") and not Path(model).is_dir()
 
 
 def open_gguf(path: Path) -> GgufFile:

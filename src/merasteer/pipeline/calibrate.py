@@ -16,6 +16,7 @@ import numpy.typing as npt
 from merasteer.method.bounds import betting_lower_bounds
 from merasteer.method.certify import Certificate, certify, rank
 from merasteer.pipeline.asking import Asker, Found
+from merasteer.pipeline.attempts import attempt_of, effects_of, standing
 from merasteer.pipeline.batch import running
 from merasteer.pipeline.canaries import WORDS, measured
 from merasteer.pipeline.draft import journal_of
@@ -26,6 +27,7 @@ from merasteer.pipeline.options import Options
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.ranking import Ranking, key_of
 from merasteer.pipeline.workspace import Output
+from merasteer.store.ledger import Entry
 from merasteer.types import Correction, Positions
 
 __all__ = ["COMBINED", "Choice", "calibrate", "choose", "correction_in", "key_of", "steps_of"]
@@ -55,10 +57,13 @@ class Choice:
     gains: Mapping[str, float]
     certificate: Certificate
     readout: str | None
+    refused: bool = False  # it passed its test, and its answers collapse
 
     @property
     def chosen(self) -> Correction | None:
         """The certified candidate."""
+        if self.refused:
+            return None
         return next((one for one in self.candidates if key_of(one) == self.certificate.chosen), None)
 
     @property
@@ -72,7 +77,7 @@ def steps_of(fitted: Output, positions: Positions) -> list[Correction]:
     return [
         Correction("mera", key, alpha, positions=positions)
         for key, facts in fitted.facts["readouts"].items()
-        for alpha in facts["alphas"]
+        for alpha in reversed(facts["alphas"])  # of equal gains the one that moves least
     ]
 
 
@@ -82,12 +87,14 @@ def choose(
     gains_of: Callable[[Sequence[Correction]], Sequence[float]],
     outcomes: Callable[[Correction], tuple[Correct, Correct]],
     options: Options,
+    level: Callable[[], float],
 ) -> Choice:
     """Ranks the candidates that the options allow and tests the best.
 
     gains_of: accuracy gains on the ordering subset. outcomes: which calibration items are answered right without the candidate
     and with it; asked for the tested candidates only. bias: the labels', of the candidates that have one. Equal gains: the bias alone
-    before any step, a step before the same with the bias on top: what does less is preferred.
+    before any step, a step before the same with the bias on top: what does less is preferred. level: at which the best is tested, asked
+    for once all is ranked (`store.ledger`).
     """
     wanted = options.candidates
     alone = [Correction("logit_bias", bias=bias)] if "logit_bias" in wanted else []
@@ -103,7 +110,7 @@ def choose(
     certificate = certify(
         ranked,
         lambda key: outcomes(known[key]),
-        delta=options.delta,
+        delta=level() if ranked else options.delta,
         epsilon=options.epsilon,
         chances=options.chances,
         test=options.test,
@@ -123,6 +130,7 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
     train, held_out = job.prompts([job.splits.train[i] for i in job.ordering]), job.prompts(job.splits.calibration)
     labels, vectors = [example.label for example in job.splits.calibration], vectors_of(fitted)
     tested: dict[str, Found] = {}
+    entered: list[Entry] = []
     with (
         running(job.loaded, max(train.longest, held_out.longest)) as engine,
         journal_of(job.workspace.folder, "calibrate") as journal,
@@ -139,8 +147,19 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
             [tested[key]] = asker.ask(f"calibrate: test of {key}", [candidate], bars)
             return calibration.unsteered.correct(labels), tested[key].answers.correct(labels)
 
+        def level() -> float:
+            entered.append(attempt_of(job))
+            return entered[0].level / entered[0].parts
+
         steps, bias = steps_of(fitted, job.options.positions), tuple(fitted.tensors["label_bias"].tolist())
-        choice = choose(steps, bias, ranking.gains, outcomes, job.options)
+        choice = choose(steps, bias, ranking.gains, outcomes, job.options, level)
+        effects = {
+            key: effects_of(job, calibration.unsteered, found.answers, choice.certificate)
+            for key, found in tested.items()
+        }
+        passed = choice.certificate.chosen
+        if passed is not None and effects[passed]["collapse"] and not job.options.allow_collapse:
+            choice = replace(choice, refused=True)
         served = choice.served
         found = tested.get(key_of(served)) if choice.chosen == served else None
         if found is None:
@@ -150,7 +169,7 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
             with bars.bar("calibrate: canaries", len(WORDS)) as bar:
                 canaries = measured(engine, job.prompter, served, job.loaded.dtype, bar)
     facts = {
-        "calibration": _document(fitted, choice, ranking)
+        "calibration": _document(job, fitted, choice, ranking, entered, effects)
         | ({"predicted_error": read} if read else {})
         | ({"canaries": canaries.to_json()} if canaries else {}),
         "chosen": asdict(choice.chosen) if choice.chosen else None,
@@ -163,19 +182,29 @@ def _wanted(job: Job) -> npt.NDArray[np.int64]:
     return np.asarray([job.splits.train[i].label for i in job.ordering], dtype=np.int64)
 
 
-def _document(fitted: Output, choice: Choice, ranking: Ranking) -> dict[str, Any]:
+def _document(
+    job: Job,
+    fitted: Output,
+    choice: Choice,
+    ranking: Ranking,
+    entered: Sequence[Entry],
+    effects: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     """calibration.json."""
     certificate = choice.certificate
     # Without a readout nothing is published but a certified bias, so abstaining then is for want of a probe.
-    reason = None if certificate.certified else "uncertified" if choice.readout else "no_probe"
+    failed = "collapse" if choice.refused else "uncertified" if choice.readout else "no_probe"
+    certified = choice.chosen is not None
     return {
         "test": certificate.test,
         "epsilon": certificate.epsilon,
-        "delta": certificate.delta,
+        "delta": job.options.delta,
+        **standing(entered),
         "chances": certificate.chances,
-        "decision": "certified" if certificate.certified else "abstained",
-        "reason": reason,
-        "chosen": certificate.chosen,
+        **({"allowed": "collapse"} if job.options.allow_collapse else {}),
+        "decision": "certified" if certified else "abstained",
+        "reason": None if certified else failed,
+        "chosen": certificate.chosen if certified else None,
         "candidates": list(_rows(fitted, choice, ranking)),
         "tested": [
             {
@@ -186,6 +215,7 @@ def _document(fitted: Output, choice: Choice, ranking: Ranking) -> dict[str, Any
                 "p_value": result.p_value,
                 "gain": result.gain,
                 "lower_bound": result.lower_bound,
+                **effects[result.candidate],
             }
             for result in certificate.tested
         ],

@@ -1,6 +1,7 @@
 """Stage 1: the model as it is, over every split: activations, class probabilities and answers.
 
 tensors of the training split: probabilities (N, C) float64; label (N,), −1 where the answer is missing;
+                               first (N,): the first token of the answer, −1 where it has none;
                                activations.<hook point> (N, L, d), at the answer position, in the dtype that the model computes in
         of the others:         the same behind `calibration.` and `test.`
 
@@ -27,7 +28,16 @@ from merasteer.pipeline.stored import DTYPES, Layout
 from merasteer.pipeline.workspace import Output
 from merasteer.types import Generation, HookPoint
 
-__all__ = ["SPLITS", "Split", "activations_of", "answers_of", "collect", "layer_rows", "layout_of"]
+__all__ = [
+    "SPLITS",
+    "Split",
+    "activations_of",
+    "answers_of",
+    "collect",
+    "first_tokens_of",
+    "layer_rows",
+    "layout_of",
+]
 
 Split = Literal["train", "calibration", "test"]
 SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
@@ -61,6 +71,7 @@ def layout_of(job: Job) -> Layout:
     for split in SPLITS:
         n = len(getattr(job.splits, split))
         tensors[_name(split, "label")] = ("I64", (n,))
+        tensors[_name(split, "first")] = ("I64", (n,))
         tensors[_name(split, "probabilities")] = ("F64", (n, len(job.served.labels)))
     for split in SPLITS:  # behind all that is wider, so that everything lies at a multiple of its size
         for point in job.options.hook_points:
@@ -85,7 +96,9 @@ def _part(job: Job, engine: Engine, draft: Draft, split: Split, asked: Prompts, 
     """Writes the rows from `first` on."""
     found = list(generations(engine, asked.requests(), bar, asked.where, afresh=True))
     label, probabilities = zip(*map(_answer, found), strict=True)
+    tokens = [one.tokens[0] if one.tokens else -1 for one in found]
     draft.write(_name(split, "label"), first, torch.tensor(label, dtype=torch.int64))
+    draft.write(_name(split, "first"), first, torch.tensor(tokens, dtype=torch.int64))
     draft.write(_name(split, "probabilities"), first, torch.stack(probabilities))
     for point in job.options.hook_points:
         name = _name(split, f"activations.{point}")
@@ -116,6 +129,11 @@ def answers_of(output: Output, split: Split = "train") -> Answers:
     """The unsteered answers on a split."""
     label, probabilities = (output.tensors[_name(split, name)].numpy() for name in ("label", "probabilities"))
     return Answers(np.asarray(label), np.asarray(probabilities))
+
+
+def first_tokens_of(output: Output, split: Split = "train") -> list[int]:
+    """The first token of each unsteered answer on a split, −1 where it has none."""
+    return [int(token) for token in output.tensors[_name(split, "first")]]
 
 
 def activations_of(output: Output, point: HookPoint, split: Split = "train") -> torch.Tensor:

@@ -40,7 +40,7 @@ class Loading:
     device_map: str | None = None
 
     def load(self, model: str | Path) -> LoadedModel:
-        """The model of a folder or a hub id."""
+        """The model of a folder, a GGUF file or a hub id."""
         return load_model(model, dtype=self.dtype, device=self.device, device_map=self.device_map)
 
 

@@ -50,8 +50,6 @@ def run(
     """
     _check_until(until)
     job = prepare(model, task, Path(store), options or Options(), data=data, search=search, loading=loading)
-    check_store(job)
-    tell(job)
     found = run_job(job, until, bars)
     if found is not None and report is not None:
         write_report(Path(report), found)
@@ -60,6 +58,9 @@ def run(
 
 def run_job(job: Job, until: Stage = "publish", bars: Bars | None = None) -> Report | None:
     """The same for inputs that are prepared."""
+    _check_until(until)
+    check_store(job)
+    tell(job)
     done = stages(job, until, bars)
     if "evaluate" not in done:
         return None

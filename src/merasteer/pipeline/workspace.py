@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def replace_file(path: Path, write: Any) -> None:
             f"{path.name}: cannot be written to {path.parent} ({why}); give a folder that can"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is none, there is nothing to remove either
+            temporary.unlink()
 
 
 def _sweep(folder: Path) -> None:

@@ -10,6 +10,7 @@ from merasteer.probes.directions import (
     steering_vectors,
 )
 from merasteer.probes.fitting import FAMILIES, Family, Probes, fit_layer, fit_probes
+from merasteer.probes.label_probe import LabelProbe, fit_label_probe
 from merasteer.probes.sae import encodings, load_sae, sae_scores
 from merasteer.probes.selection import LayerScore, Selection, probe_rows, score_layer, select
 from merasteer.probes.targets import CLIP, class_probabilities, class_scores, error_target, errors
@@ -19,6 +20,7 @@ __all__ = [
     "FAMILIES",
     "Covariance",
     "Family",
+    "LabelProbe",
     "LayerScore",
     "Probes",
     "Selection",
@@ -32,6 +34,7 @@ __all__ = [
     "error_target",
     "errors",
     "fit_contrast",
+    "fit_label_probe",
     "fit_layer",
     "fit_probes",
     "load_sae",
