@@ -88,7 +88,7 @@ class Asker:
             values = [_plain(one) for one in generations(self._engine, requests, bar, where, afresh=True)]
             self._journal.add(name, values)
         else:
-            bar.advance(len(pairs))
+            bar.skip(len(pairs))
         for (k, i), (label, probabilities, error) in zip(pairs, values, strict=True):
             found[k].answers.label[i], found[k].answers.probabilities[i] = label, probabilities
             found[k].error[i] = np.nan if error is None else error

@@ -86,7 +86,7 @@ def _fill(job: Job, engine: Engine, draft: Draft, prompts: dict[Split, Prompts],
         for rows in parts(asked, PART_TOKENS, PART_ROWS):
             number += 1
             if number <= draft.done:
-                bar.advance(len(rows))
+                bar.skip(len(rows))
                 continue
             _part(job, engine, draft, split, asked.some(rows), rows.start, bar)
             draft.finish(number)
