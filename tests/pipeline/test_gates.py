@@ -79,7 +79,7 @@ def test_the_answers_are_those_of_asking_everybody(loaded: LoadedModel, make_tas
     assert 0.1 < compared(job, vectors_of(fitted), corrections, tmp_path) < 0.9
 
 
-@pytest.mark.parametrize(("seed", "point"), enumerate(HOOK_POINTS))
+@pytest.mark.parametrize(("seed", "point"), list(enumerate(HOOK_POINTS)))
 def test_on_random_models_and_vectors_too(model_folder: Path, make_task, tmp_path: Path, seed: int, point: Any) -> None:
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)

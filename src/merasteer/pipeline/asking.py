@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Found:
     def predicted_error(self) -> dict[str, float | int] | None:
         """{"mean", "n"} over the items that are read; None where none is."""
         read = self.error[~np.isnan(self.error)]
-        return {"mean": float(read.mean()), "n": len(read)} if len(read) else None
+        return {"mean": fmean(read.tolist()), "n": len(read)} if len(read) else None
 
 
 class Asker:
@@ -87,7 +88,7 @@ class Asker:
             values = [_plain(one) for one in generations(self._engine, requests, bar, where, afresh=True)]
             self._journal.add(name, values)
         else:
-            bar.advance(len(pairs))
+            bar.skip(len(pairs))
         for (k, i), (label, probabilities, error) in zip(pairs, values, strict=True):
             found[k].answers.label[i], found[k].answers.probabilities[i] = label, probabilities
             found[k].error[i] = np.nan if error is None else error

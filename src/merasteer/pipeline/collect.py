@@ -24,7 +24,7 @@ from merasteer.pipeline.batch import BATCH_TOKENS, Answers, Prompts, generations
 from merasteer.pipeline.draft import Draft, draft_of
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.progress import Bar, Bars
-from merasteer.pipeline.stored import DTYPES, Layout
+from merasteer.pipeline.stored import DTYPES, ByLayer, Layout
 from merasteer.pipeline.workspace import Output
 from merasteer.types import Generation, HookPoint
 
@@ -33,6 +33,7 @@ __all__ = [
     "Split",
     "activations_of",
     "answers_of",
+    "by_layer",
     "collect",
     "first_tokens_of",
     "layer_rows",
@@ -86,7 +87,7 @@ def _fill(job: Job, engine: Engine, draft: Draft, prompts: dict[Split, Prompts],
         for rows in parts(asked, PART_TOKENS, PART_ROWS):
             number += 1
             if number <= draft.done:
-                bar.advance(len(rows))
+                bar.skip(len(rows))
                 continue
             _part(job, engine, draft, split, asked.some(rows), rows.start, bar)
             draft.finish(number)
@@ -139,6 +140,12 @@ def first_tokens_of(output: Output, split: Split = "train") -> list[int]:
 def activations_of(output: Output, point: HookPoint, split: Split = "train") -> torch.Tensor:
     """Activations (N, L, d) at the answer position of a split: a view of the file, of which only what is touched is read."""
     return output.tensors[_name(split, f"activations.{point}")]
+
+
+def by_layer(output: Output, point: HookPoint, split: Split = "train") -> torch.Tensor | ByLayer:
+    """The same for who takes [items, layer] of it, layer after layer: none of it stays mapped."""
+    name = _name(split, f"activations.{point}")
+    return ByLayer(output.stored[name]) if name in output.stored else output.tensors[name]
 
 
 def layer_rows(output: Output, point: HookPoint, layer: int, split: Split = "train") -> torch.Tensor:

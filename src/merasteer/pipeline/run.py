@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,8 +23,6 @@ from merasteer.pipeline.workspace import Output
 from merasteer.types import Task
 
 __all__ = ["run", "run_job", "stages"]
-
-log = logging.getLogger("merasteer.pipeline")
 
 
 def run(
@@ -82,7 +79,7 @@ def stages(job: Job, until: Stage = "evaluate", bars: Bars | None = None) -> dic
     }
     for stage in STAGES[: STAGES.index(until) + 1]:
         if stage in work:
-            done[stage] = _stage(job, stage, work[stage])
+            done[stage] = _stage(job, stage, work[stage], shown)
     return done
 
 
@@ -91,12 +88,13 @@ def _check_until(until: str) -> None:
         raise InvalidInput(f"until: {until!r} is not one of {', '.join(STAGES)}")
 
 
-def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
+def _stage(job: Job, stage: Stage, compute: Callable[[], Output], bars: Bars) -> Output:
     """The stage's output, from the work folder if it is there."""
     workspace = job.ground if stage == "collect" else job.workspace
     found = workspace.load(stage)
     if found is not None:
-        log.info("%s: taken from an earlier run", stage)
+        bars.say(f"{stage}: taken from an earlier run")
+        discard(workspace.folder, stage)
         return found
     start = time.perf_counter()
     output = compute()
@@ -105,5 +103,5 @@ def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
         output = Output({**output.facts, "seconds": seconds}, output.tensors)
         workspace.save(stage, output)
     discard(workspace.folder, stage)
-    log.info("%s: done in %.1f s", stage, seconds)
+    bars.say(f"{stage}: done in {seconds:.1f} s")
     return output

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["BYTES", "DTYPES", "Layout", "Stored", "head_of", "stored_in"]
+__all__ = ["BYTES", "DTYPES", "ByLayer", "Layout", "Stored", "head_of", "stored_in"]
 
 # safetensors' names. numpy knows no bfloat16: bytes are carried as integers of the same size.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
@@ -47,6 +47,22 @@ class Stored:
         """A view (N, L, d) of the file. What is written to it stays in memory."""
         raw = np.memmap(self.path, _RAW[BYTES[self.dtype]], "c", self.offset, (prod(self.shape),))
         return torch.from_numpy(raw).view(DTYPES[self.dtype]).reshape(self.shape).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class ByLayer:
+    """A stored tensor as (N, L, d), of which [items, layer] alone can be asked for; nothing of it stays in memory."""
+
+    stored: Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        layers, n, width = self.stored.shape
+        return n, layers, width
+
+    def __getitem__(self, at: tuple[Any, int]) -> torch.Tensor:
+        items, layer = at
+        return self.stored.layer(layer)[items]
 
 
 @dataclass(frozen=True)
