@@ -66,10 +66,17 @@ def test_two_draws_are_byte_equal(grid: Any, tmp_path: Path) -> None:
 
 
 def test_the_heat_map_tells_decisions_apart(record: Any, tmp_path: Path) -> None:
-    cells = [record("mera"), record.abstained("sae"), record.applied("prompt", -0.3), record.failed("paper")]
-    draw(cells, ["prompt", "mera", "sae", "paper", "none"], tmp_path)
+    cells = [
+        record("mera"),
+        record.abstained("sae"),
+        record.applied("prompt", -0.3),
+        record.failed("paper"),
+        record.alone("own"),
+    ]
+    draw(cells, ["prompt", "mera", "own", "sae", "paper", "none"], tmp_path)
     said = texts(tmp_path / "spi-tiny-llama.svg")
-    assert [text for text in said if text in {"−.30", ".75 ✓", "–", "failed"}] == ["−.30", ".75 ✓", "–", "failed"]
+    shown = ["−.30", ".75 ✓", ".75 (✓)", "–", "failed"]
+    assert [text for text in said if text in shown] == shown
     assert ".68 to .81" in said
     assert "none" in said
 

@@ -68,7 +68,9 @@ def verify(
         raise BadArtifact(f"store: {bad} of {len(entries)} artifacts are rejected; publish them again or remove them")
     off = sum(one for _, one in replayed.values())
     if off:
-        raise BadArtifact(f"store: {off} of {len(replayed)} artifacts are off here; test them again with mera recertify")
+        raise BadArtifact(
+            f"store: {off} of {len(replayed)} artifacts are off here; test them again with mera recertify"
+        )
 
 
 @app.command()

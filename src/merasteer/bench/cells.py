@@ -3,7 +3,8 @@
 schema, key                                           the record's version; hash of everything that it follows from
 model, task, position, method                         which cell; position is the task's answer position
 status, error                                         "done", or "failed" and one line that says why (then nothing below is there)
-decision, reason                                      certified | abstained | applied (a baseline: always on); uncertified | no_probe
+decision, reason                                      certified (at its column's level) | alone (at δ alone, and steered) | abstained |
+                                                      applied (a baseline: always on); uncertified | no_probe | collapse
 correction, alpha, hook_point, direction,
 report_layer                                          what was chosen; null where nothing was
 claimed                                               of `--compat reference` alone: the accuracies that the research code itself sees
@@ -40,7 +41,7 @@ from merasteer.probes import errors
 
 __all__ = ["SCHEMA", "Cell", "Measured", "failed", "from_stages", "identity", "record"]
 
-SCHEMA = 2
+SCHEMA = 3
 Cell = dict[str, Any]
 NOTHING = {"correction": None, "alpha": None, "hook_point": None, "direction": None}
 

@@ -18,23 +18,23 @@ __all__ = ["attempt_of", "effects_of", "standing"]
 GAIN = "gain"
 
 
-def attempt_of(
-    job: Job, test: str | None = None, what: str = "run", parts: int = 1, delta: float | None = None
-) -> Entry:
+def attempt_of(job: Job, test: str | None = None, what: str = "run", delta: float | None = None) -> Entry:
     """The ledger's entry of this job's test, made now if it has none: durable before any outcome is computed.
 
-    test: what makes it the same test when it is repeated (None: the job's inputs). parts: tests that share the level.
+    test: what makes it the same test when it is repeated (None: the job's inputs, or its column, whose rows share the level).
     Raises InvalidInput where the ledger cannot be written, or is not what was written.
     """
     rows = tuple(job.splits.digests["calibration"])
     weights = job.identity.meaning.weights
-    asked = Test(test or job.workspace.key, GAIN, weights, rows, what, job.served.name)
+    column = job.column
+    name = test or (column.test if column else job.workspace.key)
+    asked = Test(name, GAIN, weights, rows, "bench" if column else what, job.served.name)
     return allot(
         job.store,
         job.identity.slug,
         asked,
         delta=job.options.delta if delta is None else delta,
-        parts=parts,
+        parts=column.parts if column else 1,
         known=unentered(job),
     )
 

@@ -50,7 +50,8 @@ def correction_in(calibrated: Output) -> Correction | None:
 class Choice:
     """The candidates that were ranked, their gains on the ordering subset, and the certificate.
 
-    readout: key of the readout that the artifact gets; None when there is no readout at all.
+    readout: key of the readout that the artifact gets; None when there is no readout at all. alone: of a bench's row that is not
+    certified at its column's level: the candidate that passes at δ, as if nothing else had been tested on these rows.
     """
 
     candidates: tuple[Correction, ...]
@@ -58,13 +59,19 @@ class Choice:
     certificate: Certificate
     readout: str | None
     refused: bool = False  # it passed its test, and its answers collapse
+    alone: str | None = None
+
+    @property
+    def passed(self) -> str | None:
+        """Key of the candidate that passed its test."""
+        return self.certificate.chosen or self.alone
 
     @property
     def chosen(self) -> Correction | None:
-        """The certified candidate."""
+        """The candidate that passed, unless its answers collapse."""
         if self.refused:
             return None
-        return next((one for one in self.candidates if key_of(one) == self.certificate.chosen), None)
+        return next((one for one in self.candidates if key_of(one) == self.passed), None)
 
     @property
     def served(self) -> Correction:
@@ -153,11 +160,13 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
 
         steps, bias = steps_of(fitted, job.options.positions), tuple(fitted.tensors["label_bias"].tolist())
         choice = choose(steps, bias, ranking.gains, outcomes, job.options, level)
+        if job.column:
+            choice = _also_alone(choice, job.options)
         effects = {
             key: effects_of(job, calibration.unsteered, found.answers, choice.certificate)
             for key, found in tested.items()
         }
-        passed = choice.certificate.chosen
+        passed = choice.passed
         if passed is not None and effects[passed]["collapse"] and not job.options.allow_collapse:
             choice = replace(choice, refused=True)
         served = choice.served
@@ -182,6 +191,16 @@ def _wanted(job: Job) -> npt.NDArray[np.int64]:
     return np.asarray([job.splits.train[i].label for i in job.ordering], dtype=np.int64)
 
 
+def _also_alone(choice: Choice, options: Options) -> Choice:
+    """The choice; where it is not certified, with the first candidate that passes at δ/chances."""
+    if choice.certificate.certified:
+        return choice
+    level = options.delta / options.chances
+    passed = next((one.candidate for one in choice.certificate.tested if one.n and one.p_value <= level), None)
+    subject = next((one for one in choice.candidates if key_of(one) == passed), None)
+    return choice if subject is None else replace(choice, alone=passed, readout=subject.readout or choice.readout)
+
+
 def _document(
     job: Job,
     fitted: Output,
@@ -190,11 +209,11 @@ def _document(
     entered: Sequence[Entry],
     effects: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """calibration.json."""
+    """calibration.json. A row of a bench may be decided "alone": it is never published."""
     certificate = choice.certificate
     # Without a readout nothing is published but a certified bias, so abstaining then is for want of a probe.
     failed = "collapse" if choice.refused else "uncertified" if choice.readout else "no_probe"
-    certified = choice.chosen is not None
+    decision = "abstained" if choice.chosen is None else "alone" if choice.alone else "certified"
     return {
         "test": certificate.test,
         "epsilon": certificate.epsilon,
@@ -202,9 +221,9 @@ def _document(
         **standing(entered),
         "chances": certificate.chances,
         **({"allowed": "collapse"} if job.options.allow_collapse else {}),
-        "decision": "certified" if certified else "abstained",
-        "reason": None if certified else failed,
-        "chosen": certificate.chosen if certified else None,
+        "decision": decision,
+        "reason": failed if choice.chosen is None else None,
+        "chosen": None if choice.chosen is None else choice.passed,
         "candidates": list(_rows(fitted, choice, ranking)),
         "tested": [
             {
