@@ -10,6 +10,7 @@ method, where it differs from what was tested:
     something is overridden                               as asked, never covered. Refused: unsupported without vectors or bias for the
                                                           method, alpha_required where it moves and there is no α
     certified, and under other conditions than here       abstained, conditions
+    no certificate, since answers would collapse          abstained, collapse
     no certificate                                        abstained, uncertified
     the task is the server's default, and not its prompt  abstained, other_prompt
     otherwise                                             the artifact's own correction; covered unless `why` says what differs
@@ -60,7 +61,7 @@ def act(base: Plan, steering: Steering, catalog: Catalog, limits: Limits, *, the
     if probe.certified and probe.mismatch is not None:
         return _abstains(base, reading, "conditions")
     if not probe.certified:
-        return _abstains(base, reading, "uncertified")
+        return _abstains(base, reading, "collapse" if probe.caution == "collapse" else "uncertified")
     if not theirs:
         return _abstains(base, reading, "other_prompt")
     return replace(base, correction=probe.correction, decision=None)

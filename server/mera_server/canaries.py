@@ -96,7 +96,9 @@ class Watch:
 
     def _tell(self, probe: Probe, off: str | None) -> None:
         told = None if off is None else f"the model does not behave as tested: {off}"
-        self._found[probe.digest] = told  # first: who reads the stores meanwhile asks for it under the lock of `withdraw`
+        self._found[probe.digest] = (
+            told  # first: who reads the stores meanwhile asks for it under the lock of `withdraw`
+        )
         if told is not None:
             log.error("artifact %s of %s: %s", probe.digest[:12], probe.task.name, told)
             self._withdraw(probe.digest, told)

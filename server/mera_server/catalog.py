@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mera_server.replies import TaskReply, TasksReply
+from mera_server.replies import Caution, TaskReply, TasksReply
 from merasteer.conditions import Conditions, differences
 from merasteer.engine.canaries import Canaries
 from merasteer.errors import MeraError, UnknownTask, Unsupported
@@ -28,6 +28,8 @@ class Certificate:
     lower_bound: float | None = None
     epsilon: float | None = None
     delta: float | None = None
+    level: float | None = None
+    attempt: int | None = None
     n: int | None = None
 
 
@@ -38,6 +40,7 @@ class Probe:
     certified: as the artifact says. mismatch: why its test says nothing of this server, a sentence that names what differs, else None.
     baselines: the fixed-strength methods whose vectors are resident.
     correction: its own, the one that was tested. label_bias: one value per label, for the methods that bias the answer.
+    caution: what its test found beside the gain: answers that collapse, or that stay below the majority.
     canaries: what the engine that was certified gave for some prompts; None where the artifact is not certified, or from before.
     calibration_error: mean predicted error over the calibration rows as they are served; None where the artifact does not hold it.
     """
@@ -53,6 +56,7 @@ class Probe:
     label_bias: tuple[float, ...] | None = None
     calibration_error: float | None = None
     canaries: Canaries | None = None
+    caution: Caution | None = None
 
     @property
     def method(self) -> Method:
@@ -132,9 +136,10 @@ class Catalog:
     def _row(self, name: str, task: ServedTask) -> TaskReply:
         probe = self.latest.get(name)
         if probe is None:
-            return TaskReply(name=name, labels=list(task.labels), probe=None, certified=False, alpha=None)
+            return TaskReply(name=name, labels=list(task.labels), probe=None, certified=False, alpha=None, caution=None)
         labels = list(probe.task.labels)
-        return TaskReply(name=name, labels=labels, probe=probe.digest, certified=probe.guaranteed, alpha=probe.alpha)
+        facts = {"probe": probe.digest, "certified": probe.guaranteed, "alpha": probe.alpha, "caution": probe.caution}
+        return TaskReply(name=name, labels=labels, **facts)
 
 
 def probe_of(artifact: Artifact, here: Conditions, baselines: frozenset[str]) -> Probe:
@@ -152,8 +157,15 @@ def probe_of(artifact: Artifact, here: Conditions, baselines: frozenset[str]) ->
         baselines=baselines,
         label_bias=None if bias is None else tuple(bias.tolist()),
         calibration_error=_calibration_error(artifact.calibration),
+        caution=_caution(tested),
         canaries=Canaries.from_json(held) if (held := artifact.calibration.get("canaries")) is not None else None,
     )
+
+
+def _caution(tested: Mapping[str, Any]) -> Caution | None:
+    if tested.get("collapse"):
+        return "collapse"
+    return "below_majority" if tested.get("below_majority") else None
 
 
 def _mismatch(artifact: Artifact, here: Conditions) -> str | None:

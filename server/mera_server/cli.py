@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mera_server.commands import bench, demo, keys, probes, recertify, serve, stages, tasks
+from mera_server.commands import bench, demo, keys, ledger, probes, recertify, report, serve, stages, tasks
 from merasteer.errors import MeraError
 
 __all__ = ["app", "main"]
@@ -44,6 +44,8 @@ for stage in stages.COMMANDS:
     app.command()(stage)
 app.command()(bench.bench)
 app.command()(recertify.recertify)
+app.command()(ledger.ledger)
+app.command()(report.report)
 app.add_typer(probes.app, name="probes")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(keys.app, name="keys")

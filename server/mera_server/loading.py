@@ -34,7 +34,7 @@ class Serving:
 def load(settings: Settings) -> Serving:
     """A started engine and its catalog. Raises a MeraError in one line; nothing is left running then."""
     loaded = load_model(
-        settings.model or demo.model_dir(),
+        demo.named(settings.model or demo.WORD),
         dtype=settings.dtype,
         device=settings.device,
         device_map=settings.device_map,

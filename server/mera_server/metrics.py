@@ -16,7 +16,7 @@ from merasteer.types import Generation
 __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_PROBE = ("task", "probe", "certified", "alpha")
+_PROBE = ("task", "probe", "certified", "alpha", "caution")
 _MODEL = ("model", "architecture", "dtype", "attention", "device")
 _SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
@@ -124,7 +124,7 @@ class Metrics:
 
 def _facts(probe: Probe) -> tuple[str, ...]:
     alpha = "" if probe.alpha is None else f"{probe.alpha:.6g}"
-    return probe.task.name, probe.digest, str(probe.guaranteed).lower(), alpha
+    return probe.task.name, probe.digest, str(probe.guaranteed).lower(), alpha, probe.caution or ""
 
 
 def _show(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:

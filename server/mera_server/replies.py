@@ -11,6 +11,7 @@ from merasteer.types import Decision, FinishReason
 __all__ = [
     "AnswerReply",
     "BriefReply",
+    "Caution",
     "ClassifiedReply",
     "ClassifyReply",
     "CountsReply",
@@ -32,9 +33,8 @@ __all__ = [
     "UsageReply",
 ]
 
-Reason = Literal[
-    "disabled", "no_probe", "conditions", "uncertified", "other_prompt"
-]  # in this order the first that holds
+Caution = Literal["collapse", "below_majority"]
+Reason = Literal["disabled", "no_probe", "conditions", "collapse", "uncertified", "other_prompt"]
 
 
 class Reply(BaseModel):
@@ -108,7 +108,9 @@ class GuaranteeReply(Reply):
     gain: float | None
     lower_bound: float | None
     epsilon: float | None
-    delta: float | None
+    delta: Annotated[float | None, Field(description="asked for")]
+    level: Annotated[float | None, Field(description="at which the test was made, as that attempt on its rows")]
+    attempt: int | None
     n: int | None
 
 
@@ -245,6 +247,7 @@ class TaskReply(Reply):
     probe: str | None
     certified: bool
     alpha: float | None
+    caution: Annotated[Caution | None, Field(description="what its test found beside the gain")]
 
 
 class TasksReply(Reply):

@@ -46,9 +46,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
-    model: Annotated[str | None, Field(description="model folder, .gguf file or hub id; none: the built-in demo")] = (
-        None
-    )
+    model: Annotated[
+        str | None, Field(description="model folder, .gguf file or hub id, or demo; none: the built-in demo")
+    ] = None
     store: Annotated[Path, Field(description="folder of artifacts, read beside the demo's own")] = Path("probes_store")
     host: Annotated[str, Field(description="address to listen on", min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(description="port to listen on, 0 for any free one", ge=0, le=65535)] = 8000

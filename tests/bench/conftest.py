@@ -21,17 +21,22 @@ ALPHAS = (0.003, 0.01, 0.03, 0.08, 0.2, 0.4, 0.6, 0.8)
 def make_cell(method: str = "mera", **changes: Any) -> Cell:
     """A certified cell without figures; `changes` replace whole fields."""
     cell: Cell = {
-        "schema": 1, "key": "0" * 12, "model": "tiny-llama", "task": "sms_spam", "position": "last", "method": method,
+        "schema": 3, "key": "0" * 12, "model": "tiny-llama", "task": "sms_spam", "position": "last", "method": method,
         "status": "done", "error": None, "decision": "certified", "reason": None, "correction": "mera", "alpha": 0.03,
         "hook_point": "residual", "direction": "covariance", "report_layer": 3,
         "n": {"train": 2000, "calibration": 250, "test": 1000},
-        "accuracy": {"unsteered": 0.6, "steered": 0.9, "majority": 0.5, "logit_bias": 0.7},
+        "accuracy": {"unsteered": 0.6, "steered": 0.9, "majority": 0.5, "logit_bias": 0.7, "label_probe": 0.95, "text_classifier": 0.8},
+        "balanced_accuracy": [0.6, 0.9],
         "spi": 0.75, "spi_interval": [0.68, 0.81], "level": 0.95,
         "transitions": {"kept_right": 580, "repaired": 320, "broken": 20, "kept_wrong": 80},
-        "classes": {"ham": {"precision": [0.6, 0.9], "recall": [0.6, 0.9], "f1": [0.6, None]}},
+        "classes": {
+            "ham": {"precision": [0.6, 0.9], "recall": [0.6, 0.9], "f1": [0.6, None]},
+            "spam": {"precision": [None, 0.9], "recall": [None, None], "f1": [None, None]},
+        },
         "percentiles": None, "probes": [], "curve": [], "tested": [],
         "certificate": {"test": "mcnemar", "delta": 0.05, "epsilon": 0.0, "p_value": 6e-22, "gain": 0.3,
-                        "lower_bound": 0.22, "candidates": 60, "chances": 1},
+                        "lower_bound": 0.22, "candidates": 60, "chances": 1, "level": 0.0025, "attempt": 1, "collapse": None,
+                        "below_majority": False, "broken": {"n": 150, "lost": 5, "share": 5 / 150, "upper": 0.096}},
         "seconds": {"collect": 1.5, "calibrate": 3.0}, "seed": 0, "versions": {"torch": "2.11.0", "transformers": "5.23.0"},
         "runtime": {"dtype": "float32", "attention": "sdpa", "device": "cpu", "threads": 2},
     }  # fmt: skip
@@ -47,6 +52,13 @@ def abstained(method: str, **changes: Any) -> Cell:
              "direction": None, "spi": 0.0, "spi_interval": [0.0, 0.0], "accuracy": accuracy, "transitions": same,
              "certificate": test}  # fmt: skip
     return make_cell(method, **given | changes)
+
+
+def alone(method: str, **changes: Any) -> Cell:
+    """A cell whose candidate passes at δ, and not at its column's level."""
+    return make_cell(
+        method, **{"decision": "alone", "certificate": {**make_cell()["certificate"], "p_value": 0.02}} | changes
+    )
 
 
 def applied(method: str, spi: float, **changes: Any) -> Cell:
@@ -147,8 +159,9 @@ def _calibrated(rng: random.Random, method: str, where: Cell, shared: list[Cell]
 
 @pytest.fixture(scope="session")
 def record() -> Callable[..., Cell]:
-    """Makes a certified cell; record.abstained, record.applied and record.failed make the others."""
+    """Makes a certified cell; record.abstained, record.alone, record.applied and record.failed make the others."""
     make_cell.abstained, make_cell.applied, make_cell.failed = abstained, applied, failed  # type: ignore[attr-defined]
+    make_cell.alone = alone  # type: ignore[attr-defined]
     return make_cell
 
 

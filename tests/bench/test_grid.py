@@ -13,7 +13,9 @@ from merasteer.bench import METHODS, Grid, bench, chosen_methods, write_results
 from merasteer.bench.methods import Unsteered
 from merasteer.bench.reference import GRID
 from merasteer.errors import InvalidInput
-from merasteer.pipeline import Options
+from merasteer.method.levels import level_of
+from merasteer.pipeline import Options, run
+from merasteer.store.ledger import entries
 
 OPTIONS = Options(ordering=40, hook_points=("residual",))
 NAMES = ("none", "prompt", "additive-error", "contrastive", "mera-best-covariance", "logit_bias")
@@ -37,7 +39,7 @@ def test_every_cell_is_measured_written_and_shown(grid: Grid) -> None:
     assert {cell["status"] for cell in cells} == {"done"}
     by = {cell["method"]: cell for cell in cells}
     assert {by[name]["decision"] for name in ("none", "prompt", "additive-error", "contrastive")} == {"applied"}
-    assert by["mera-best-covariance"]["decision"] in ("certified", "abstained")
+    assert by["mera-best-covariance"]["decision"] in ("certified", "alone", "abstained")
     assert by["mera-best-covariance"]["certificate"]["candidates"] == len(by["mera-best-covariance"]["curve"]) == 10
     assert (by["none"]["spi"], by["none"]["transitions"]["repaired"]) == (0.0, 0)
     assert len({cell["accuracy"]["unsteered"] for cell in cells}) == 1
@@ -165,6 +167,40 @@ def test_research_arithmetic_stands_beside_ours_when_asked_for(grid: Grid, monke
 def test_a_grid_whose_records_would_collide_is_refused(models: list[str], tasks: list[str], named: str) -> None:
     with pytest.raises(InvalidInput, match=named):
         Grid.of(models, tasks, chosen_methods(["none"]), Path("out"), OPTIONS)
+
+
+def test_a_column_is_one_attempt_whose_level_its_rows_share(grid: Grid) -> None:
+    """The three rows that are tested get a third of the first attempt's level each; a repeated bench is the same attempt."""
+    few = replace(grid, methods=tuple(chosen_methods(["none", "mera-best-covariance", "mera", "logit_bias"])))
+    cells = {cell["method"]: cell for cell in bench(few)}
+    tested = [cells[name]["certificate"] for name in ("mera-best-covariance", "mera", "logit_bias")]
+    assert {(one["attempt"], one["delta"], one["level"]) for one in tested} == {(1, 0.05, level_of(0.05, 1) / 3)}
+    [entry] = entries(few.out)
+    assert (entry.what, entry.parts, entry.attempt, entry.level) == ("bench", 3, 1, level_of(0.05, 1))
+    for name in ("mera-best-covariance", "mera", "logit_bias"):
+        cell = cells[name]
+        p, refused = cell["certificate"]["p_value"], cell["certificate"]["collapse"] is not None
+        passed = "certified" if p <= level_of(0.05, 1) / 3 else "alone" if p <= 0.05 else "abstained"
+        assert cell["decision"] == ("abstained" if refused else passed)
+        assert (cell["reason"] == "collapse") == (refused and passed != "abstained")
+    few.path(grid.models[0], few.tasks[0], METHODS["mera"]).unlink()
+    bench(few)
+    assert len(entries(few.out)) == 1
+    other = replace(few, methods=tuple(chosen_methods(["mera-best-covariance", "mera-best-euclidean"])))
+    again = bench(other)  # other rows are another attempt; the cell that is there keeps the level that it was tested at
+    assert [one["certificate"]["attempt"] for one in again] == [2, 1]
+    assert [entry.parts for entry in entries(few.out)] == [3, 2]
+
+
+def test_a_bench_and_a_run_on_the_same_rows_count_each_other(grid: Grid, loaded: Any) -> None:
+    few = replace(grid, methods=tuple(chosen_methods(["mera"])))
+    bench(few)
+    report = run(loaded, few.tasks[0], few.out, METHODS["mera"].options(OPTIONS))  # the very options of the row
+    assert report is not None
+    assert (report["certificate"]["attempt"], report["certificate"]["level"]) == (2, level_of(0.05, 2))
+    [changed] = bench(replace(few, options=replace(OPTIONS, seed=1)))
+    assert changed["certificate"]["attempt"] == 3
+    assert [entry.what for entry in entries(few.out)] == ["bench", "run", "bench"]
 
 
 def test_unknown_names_are_told_with_the_known_ones() -> None:

@@ -16,7 +16,7 @@ from merasteer.errors import InvalidInput
 
 pytest.importorskip("matplotlib", reason="needs the extra mera-server[pipeline]")
 PNG = b"\x89PNG\r\n\x1a\n"
-KINDS = ["spi", "probe_error", "probe_auroc", "calibration", "transitions", "percentiles"]
+KINDS = ["spi", "probe_error", "probe_auroc", "calibration", "transitions", "recall", "percentiles"]
 
 
 def texts(path: Path) -> list[str]:
@@ -53,6 +53,8 @@ def test_each_svg_says_what_it_shows(drawn: list[Path]) -> None:
     assert {"AUROC", "chance", "layer"} <= said["probe_auroc"]
     assert {"euclidean", "covariance", "α (logit scale)", ".03", "calibration split, with bound"} <= said["calibration"]
     assert {"kept right", "repaired", "broken", "kept wrong", "580", "unsteered accuracy"} <= said["transitions"]
+    assert {"majority", "label probe", "text classifier"} <= said["transitions"]
+    assert {"ham", "spam", "hollow: unsteered", "recall"} <= said["recall"]
     assert "percentile of predicted error" in said["percentiles"]
 
 
@@ -64,10 +66,17 @@ def test_two_draws_are_byte_equal(grid: Any, tmp_path: Path) -> None:
 
 
 def test_the_heat_map_tells_decisions_apart(record: Any, tmp_path: Path) -> None:
-    cells = [record("mera"), record.abstained("sae"), record.applied("prompt", -0.3), record.failed("paper")]
-    draw(cells, ["prompt", "mera", "sae", "paper", "none"], tmp_path)
+    cells = [
+        record("mera"),
+        record.abstained("sae"),
+        record.applied("prompt", -0.3),
+        record.failed("paper"),
+        record.alone("own"),
+    ]
+    draw(cells, ["prompt", "mera", "own", "sae", "paper", "none"], tmp_path)
     said = texts(tmp_path / "spi-tiny-llama.svg")
-    assert [text for text in said if text in {"−.30", ".75 ✓", "–", "failed"}] == ["−.30", ".75 ✓", "–", "failed"]
+    shown = ["−.30", ".75 ✓", ".75 (✓)", "–", "failed"]
+    assert [text for text in said if text in shown] == shown
     assert ".68 to .81" in said
     assert "none" in said
 
@@ -76,7 +85,7 @@ def test_few_models_share_a_heat_map_and_many_have_one_each(
     grid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = grid(["org/a", "b"], ["x", "y"], ["last"], ["none"])
-    assert names(draw(few, [], tmp_path)) == ["spi", "transitions-org--a", "transitions-b"]
+    assert names(draw(few, [], tmp_path)) == ["spi", "transitions-org--a", "transitions-b", "recall-org--a", "recall-b"]
     assert {"org/a", "b", "x", "y"} <= set(texts(tmp_path / "spi.svg"))
     monkeypatch.setattr(spi, "SIDE_BY_SIDE", 3)
     assert names(draw(few, [], tmp_path))[:2] == ["spi-org--a", "spi-b"]
@@ -84,7 +93,8 @@ def test_few_models_share_a_heat_map_and_many_have_one_each(
 
 def test_models_of_one_slug_keep_their_figures_apart(record: Any, tmp_path: Path) -> None:
     cells = [record("mera", model="org/a"), record("mera", model="org--a")]
-    assert names(draw(cells, [], tmp_path)) == ["spi", "transitions-org--a", "transitions-org--a-1"]
+    twice = [f"{kind}-org--a{more}" for kind in ("transitions", "recall") for more in ("", "-1")]
+    assert names(draw(cells, [], tmp_path)) == ["spi", *twice]
 
 
 def test_many_calibrations_are_a_figure_per_method(

@@ -38,6 +38,20 @@ def test_every_cell_is_a_row_failed_ones_too(record: Any, tmp_path: Path) -> Non
         250,
         1.5,
     )
+    assert (
+        rows["mera"]["accuracy_label_probe"],
+        rows["mera"]["balanced_steered"],
+        rows["sae"]["accuracy_text_classifier"],
+    ) == (
+        0.95,
+        0.9,
+        0.8,
+    )
+    said = [
+        rows["mera"][name]
+        for name in ("test_level", "attempt", "collapse", "below_majority", "broken_n", "broken_upper")
+    ]
+    assert said == [0.0025, 1, None, False, 150, 0.096]
     assert json.loads(rows["mera"]["versions"]) == cells[0]["versions"]
     assert {name for name, value in rows["prompt"].items() if value is not None} == {
         "schema", "key", "model", "task", "position", "method", "status", "error",
@@ -55,8 +69,13 @@ def test_types_do_not_depend_on_what_was_measured(record: Any, tmp_path: Path) -
     )
     assert failed == done
     assert {field.name: field.type for field in empty}.items() <= {field.name: field.type for field in done}.items()
-    assert {str(done.field(name).type) for name in ("n_test", "transitions_broken", "seed", "chances")} == {"int64"}
-    assert {str(done.field(name).type) for name in ("error", "test", "versions", "runtime_dtype")} == {"string"}
+    assert {
+        str(done.field(name).type)
+        for name in ("n_test", "transitions_broken", "seed", "chances", "attempt", "broken_n")
+    } == {"int64"}
+    assert {str(done.field(name).type) for name in ("error", "test", "collapse", "versions", "runtime_dtype")} == {
+        "string"
+    }
 
 
 def test_equal_cells_give_equal_bytes_in_any_order(record: Any, tmp_path: Path) -> None:

@@ -11,10 +11,14 @@ from merasteer.errors import InvalidInput
 
 LEGEND = (
     "SPI on the test split: the share of what could be won that was won, or, below 0, of what could be lost that was "
-    "lost. In brackets its 95 % interval. ✓ certified. – abstained: the model answers as if unsteered, SPI 0. Without a mark: "
+    "lost. In brackets its 95 % interval. ✓ certified at the level of its column: the rows of one model and "
+    "task that are tested share the level of one attempt, so all ✓ of a column hold together with probability 1 − δ. (✓) passes at δ "
+    "alone, as if no other row had been tested on these items: one in twenty that do nothing would, at δ = 0.05. "
+    "– abstained: the model answers as if unsteered, SPI 0. Without a mark: "
     "a baseline that is always on and has no certificate. failed: the details say why. Empty: not run. Bold: the best SPI of "
     "its column, where above 0. Logit bias: a constant per class, fitted to the calibration labels; the trivial fix that "
-    "steering has to beat."
+    "steering has to beat. Label probe: a linear classifier on the activations, what the model knows. Text classifier: TF-IDF and "
+    "logistic regression on the rows, what needs no model."
 )
 EXPECTED = f"""\
 ## tiny-llama
@@ -24,15 +28,18 @@ EXPECTED = f"""\
 | *unsteered accuracy* | .600 | .600 | .600 |
 | *majority accuracy* | .500 | .500 | .500 |
 | *logit bias accuracy* | .700 | .700 | .700 |
+| *label probe accuracy* | .950 | .950 | .950 |
+| *text classifier accuracy* | .800 | .800 | .800 |
 | none | .00 [−.06, .05] |  |  |
 | prompt | −.04 [−.10, .01] |  | **.80 [.74, .85]** |
 | mera | **.75 [.68, .81]** ✓ | failed | .75 [.68, .81] ✓ |
 | sae | – | **.75 [.68, .81]** ✓ |  |
+| alone |  |  | .75 [.68, .81] (✓) |
 
 {LEGEND}
 
 - Items (train / calibration / test): sms_spam, yes_no 2000 / 250 / 1000; yes_no 100 / 250 / 1000
-- Certificates: δ = 0.05, ε = 0
+- Certificates: δ = 0.05, ε = 0; attempt 1 on these items, level of a row 0.0025
 - Seed: 0
 - Versions: torch 2.11.0, transformers 5.23.0
 - Run in: float32 on cpu
@@ -49,12 +56,13 @@ def cells(record: Any) -> list[dict[str, Any]]:
         record.failed("mera", **yes),
         record("sae", **yes, n={"train": 100, "calibration": 250, "test": 1000}),
         record("mera", **exact),
+        record.alone("alone", **exact),
         record.applied("prompt", 0.8, **exact),
     ]
 
 
 def test_the_table_of_a_small_bench(record: Any) -> None:
-    assert markdown(cells(record), ["none", "prompt", "mera", "sae"]) == EXPECTED
+    assert markdown(cells(record), ["none", "prompt", "mera", "sae", "alone"]) == EXPECTED
 
 
 def test_each_model_has_its_table_and_only_its_tasks(record: Any) -> None:
@@ -67,7 +75,7 @@ def test_each_model_has_its_table_and_only_its_tasks(record: Any) -> None:
 
 def test_rows_are_as_given_and_no_cell_is_left_out(record: Any) -> None:
     lines = markdown([record("new"), record("mera")], ["sae", "mera"]).splitlines()
-    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][5:] == ["| sae", "| mera", "| new"]
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][7:] == ["| sae", "| mera", "| new"]
 
 
 def test_two_cells_in_one_place_are_refused(record: Any) -> None:
@@ -91,18 +99,33 @@ def row(record: Any, **certificate: Any) -> list[str]:
 
 def test_details_tell_what_was_chosen_and_what_it_did(record: Any) -> None:
     assert row(record) == [
-        "mera", "certified", "mera", ".030", "residual", "covariance", ".600 → .900", "580 / 320 / 20 / 80", "6e-22",
-        "30.0 points gained, at least 22.0 with probability 95 %",
+        "mera", "certified", "mera", ".030", "residual", "covariance", ".600 → .900", ".600 → .900",
+        "ham .600 → .900, spam – → –", "580 / 320 / 20 / 80", "6e-22",
+        "30.0 points gained, at least 22.0 with probability 99.75 %",
     ]  # fmt: skip
 
 
 def test_points_are_shown_only_where_the_bound_exceeds_epsilon(record: Any) -> None:
-    said = "better than not steering, with probability 99 %"
-    assert row(record, lower_bound=0.0, delta=0.01)[-1] == said
-    assert row(record, lower_bound=-0.01, delta=0.01)[-1] == said
-    said = "better than not steering by more than 2 points, with probability 95 %"
+    said = "better than not steering, with probability 99.5 %"
+    assert row(record, lower_bound=0.0, level=0.005)[-1] == said
+    assert row(record, lower_bound=-0.01, level=0.01, chances=2)[-1] == said
+    said = "better than not steering by more than 2 points, with probability 99.75 %"
     assert row(record, lower_bound=0.02, epsilon=0.02)[-1] == said
     assert row(record, lower_bound=0.021, epsilon=0.02)[-1].startswith("30.0 points gained, at least 2.1")
+
+
+def test_what_a_gain_must_not_be_taken_for_stands_beside_the_decision(record: Any) -> None:
+    assert row(record, below_majority=True)[1] == "certified (below_majority)"
+    assert (
+        row(record, collapse="ham gets 100% of the answers")[1] == "certified (collapse)"
+    )  # as --allow-collapse has it
+    refused = record.abstained("mera", reason="collapse", certificate=record()["certificate"] | {"collapse": "x"})
+    assert details([refused]).splitlines()[-1].split(" | ")[1] == "abstained (collapse)"
+
+
+def test_a_row_that_passes_alone_is_not_certified(record: Any) -> None:
+    said = details([record.alone("mera")]).splitlines()[-1].strip("| ").split(" | ")
+    assert (said[1], said[-1]) == ("alone", "passes at δ = 0.05 alone, not at the level of its column")
 
 
 def test_details_of_what_was_not_certified(record: Any) -> None:

@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2, 5)
 
 
 def publish(folder: Path, task: ServedTask) -> Path:
-    """The certified demo artifact, made over to another task."""
+    """The certified demo artifact, made over to another task; its canaries are of the demo's, so it has none."""
     original = store.load(next(path.parent for path in demo.store_dir().glob("*/demo_spam/*/manifest.json")))
     manifest = {name: part for name, part in original.manifest.items() if name not in ("schema", "digest", "files")}
     tensors = {name: getattr(original, name) for name in ("weight", "bias", "step")}
@@ -42,7 +42,7 @@ def publish(folder: Path, task: ServedTask) -> Path:
     return store.publish(
         folder,
         manifest={**manifest, "task": json.loads(json.dumps(asdict(task)))},
-        calibration=dict(original.calibration),
+        calibration={**original.calibration, "canaries": {**original.calibration["canaries"], "prompts": []}},
         tensors={**tensors, "label_bias": bias},
     )
 
@@ -59,7 +59,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     spam = Task(
         "old_spam", ("ham", "spam"), ((" ham",), (" spam",)), 'Message: "{text}" Is this ham or spam? Answer as desk A'
     )
-    aged(publish(folder, resolve(spam, tokenizer)))
+    aged(publish(folder, resolve(spam, tokenizer)), demo.model_dir())
     return Settings(store=folder, max_new_tokens_limit=900)
 
 
@@ -252,6 +252,8 @@ async def test_an_artifact_of_before_is_served_as_it_was(
     label = own["mera"]["answer"]["label"]
     assert own["generated_text"] == choice["message"]["content"] == f" {label}"
     assert {one["label"], choice["mera"]["answer"]["label"], long["mera"]["answer"]["label"]} == {label}
-    assert own["mera"]["guarantee"]["certified"]
-    assert long["mera"]["steering"]["tokens"] == 1
+    assert "mera recertify" in own["mera"]["guarantee"]["why"]  # it tells of no conditions under which it was tested
+    asked["steering"] |= {"method": "mera", "alpha": 0.01}
+    moved = (await post(client, "/generate", **asked, parameters={"max_new_tokens": 6})).json()
+    assert moved["mera"]["steering"]["tokens"] == 1
     assert long["details"]["generated_tokens"] > 1

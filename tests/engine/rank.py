@@ -16,9 +16,10 @@ import torch
 
 from merasteer.engine import Engine, EngineConfig, load_model
 from merasteer.errors import EngineFailed
-from merasteer.types import GenerationRequest, Policy, Sampling, SteeringVectors
+from merasteer.types import GenerationRequest, LabelChoice, Policy, Sampling, SteeringVectors
 
 WIDTH, LAYERS = 48, 4
+LABELS = LabelChoice((((5,), (6,)), ((7, 8),), ((7, 8, 10), (9, 11)), ((9,),)), end=299)
 CONFIG = EngineConfig(max_requests=6, cache_tokens=256, page_size=8, max_batch_tokens=32)
 
 
@@ -28,7 +29,10 @@ def vectors(seed: int, hook_point: str) -> SteeringVectors:
 
 
 def requests() -> list[GenerationRequest]:
-    """Different prompts, policies, positions and sampling; some share a prefix; more than fit at once, so that some are evicted."""
+    """Different prompts, policies, positions and sampling; some share a prefix; more than fit at once, so that some are evicted.
+
+    Some choose among labels that begin alike, which is decided at points behind the first token.
+    """
     policies = [
         None, Policy("a", 0.3), Policy("b", 0.4, positions="all"), Policy("a", None, 0.5), Policy("a", 0.2, positions=(0, 2), layers=(1,)),
     ]  # fmt: skip
@@ -36,7 +40,7 @@ def requests() -> list[GenerationRequest]:
     return [
         GenerationRequest(
             tuple((3 + (i % 3) + 7 * j) % 300 for j in range(6 + 2 * (i % 5))), 24, policies[i % 5], sampling[i % 2],
-            stop=("w1",) if i % 7 == 3 else (), logprobs=True,
+            stop=("w1",) if i % 7 == 3 else (), logprobs=True, choice=LABELS if i % 4 == 1 else None,
         )
         for i in range(15)
     ]  # fmt: skip
@@ -54,6 +58,7 @@ def answered(engine: Engine) -> list[dict[str, Any]]:
             "tokens": answer.tokens,
             "reads": answer.predicted_error and [answer.predicted_error.before, answer.predicted_error.after],
             "cells": answer.steering.steered_cells,
+            "label": answer.answer and answer.answer.label,
             "reason": answer.finish_reason,
         }
         for answer in [*answers, again]
@@ -67,10 +72,8 @@ def record(engine: Engine) -> list[str]:
 
     def watch(step: Any) -> None:
         steering = engine._steering
-        tensors = [value for value in vars(steering.slots).values() if isinstance(value, torch.Tensor)]
-        tensors += [
-            v for table in steering.tables.values() for v in vars(table).values() if isinstance(v, torch.Tensor)
-        ]
+        tables = [steering.slots, steering.slots.choice, steering.slots.draws, *steering.tables.values()]
+        tensors = [value for table in tables for value in vars(table).values() if isinstance(value, torch.Tensor)]
         digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
         slots = [engine._runs[part.request_id].slot for part in step.delivered if part.request_id in engine._runs]
         seen.append(f"{slots} {digest}")

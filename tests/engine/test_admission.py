@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-import merasteer.engine.engine as module
+import merasteer.engine.line as module
 from merasteer.engine import Engine, EngineConfig
 from merasteer.errors import EmptyInputs, EngineFailed, InvalidInput, Overloaded, PromptTooLong
 from merasteer.types import GenerationRequest, Policy

@@ -161,7 +161,7 @@ def test_sampled_labels_are_draws_from_q(llama, prompts):
         cold = answered(engine, [replace(ask, sampling=Sampling(1e-3, seed=seed)) for seed in range(20)])
         first = answered(engine, [replace(ask, sampling=Sampling(5.0, top_k=1, seed=seed)) for seed in range(20)])
     assert [one.tokens for one in again] == [one.tokens for one in drawn[:5]]
-    noise = gumbel(torch.arange(DRAWS), torch.full((DRAWS,), len(ask.prompt)), 5)
+    noise = gumbel(torch.arange(DRAWS), torch.full((DRAWS,), len(ask.prompt)), torch.arange(5))
     assert [one.answer.label for one in drawn] == (q.log() + noise).argmax(-1).tolist()
     share = torch.bincount(torch.tensor([one.answer.label for one in drawn]), minlength=5) / len(drawn)
     error = (q * (1 - q) / len(drawn)).sqrt() * 4.5 + 1e-3

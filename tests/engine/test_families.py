@@ -112,7 +112,9 @@ def test_attention_is_capped_as_the_model_says(make_tiny, make_vectors, plain, p
     for prompt, answer in zip(prompts, found, strict=False):
         truth = plain(loaded.model, prompt, 4, v, Policy("a", 0.3))
         assert list(answer.tokens) == truth.tokens
-        assert answer.predicted_error.before == pytest.approx(1 / (1 + math.exp(-truth.z[0][v.report_layer][0])), abs=1e-4)
+        assert answer.predicted_error.before == pytest.approx(
+            1 / (1 + math.exp(-truth.z[0][v.report_layer][0])), abs=1e-4
+        )
         apart += truth.tokens != plain(uncapped.model, prompt, 4, v, Policy("a", 0.3)).tokens
     assert apart > 0
 

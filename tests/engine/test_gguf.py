@@ -175,9 +175,15 @@ def test_a_file_is_identified_by_its_content(write, llama, make_tiny, tmp_path):
     assert str(tmp_path) not in str(first.manifest())
     assert identity(path) == first
     cut = identity(write(llama, more={"tokenizer.ggml.pre": "gpt-2"}))
-    assert (cut.meaning.weights == first.meaning.weights, cut.meaning.tokenizer == first.meaning.tokenizer) == (True, False)
+    assert (cut.meaning.weights == first.meaning.weights, cut.meaning.tokenizer == first.meaning.tokenizer) == (
+        True,
+        False,
+    )
     other = identity(write(make_tiny("llama", seed=1)))
-    assert (other.meaning.weights == first.meaning.weights, other.meaning.tokenizer == first.meaning.tokenizer) == (False, True)
+    assert (other.meaning.weights == first.meaning.weights, other.meaning.tokenizer == first.meaning.tokenizer) == (
+        False,
+        True,
+    )
 
 
 def test_a_model_is_named_as_it_will_be_once_it_is_loaded(write, llama, tmp_path):
@@ -189,7 +195,47 @@ def test_a_model_is_named_as_it_will_be_once_it_is_loaded(write, llama, tmp_path
     assert "holds no config.json" in refused(tmp_path / "odd.gguf")
 
 
-# ------------------------------------------------------------------------------------------------ Llama 3.1's rope
+# ------------------------------------------------------------------------------------------------ rotary positions
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_linear_scale_is_read(write, make_tiny, family):
+    """Gemma 3 from 4 B on: the layers that see everything are scaled, those with a window are not."""
+    linear = {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0}
+    windowed = {"rope_type": "default", "rope_theta": 2e4}
+    rope = {"full_attention": linear, "sliding_attention": windowed} if family == "gemma3" else linear
+    made = make_tiny(
+        family,
+        rope_parameters=rope,
+        tie_word_embeddings=True,
+        **({"query_pre_attn_scalar": 12, "num_hidden_layers": 6} if family == "gemma3" else {}),
+    )
+    more = {
+        f"{family}.rope.freq_base": 5e5,
+        f"{family}.rope.scaling.type": "linear",
+        f"{family}.rope.scaling.factor": 8.0,
+    }
+    more |= {"gemma3.rope.freq_base_swa": 2e4} if family == "gemma3" else {}
+    loaded = load_model(write(made, family, more=more), device="cpu")
+    assert loaded.model.config.rope_parameters == rope
+    tokens = torch.arange(100)[None]
+    torch.testing.assert_close(loaded.model(tokens).logits, made.model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_base_that_is_not_stated_is_llama_cpps(write, make_tiny):
+    made = make_tiny("qwen3", tie_word_embeddings=True)
+    path = write(made, "qwen3", more={"qwen3.rope.freq_base": None})
+    assert load_model(path, device="cpu").model.config.rope_parameters["rope_theta"] == 10000.0
+
+
+def test_a_phi3_of_one_context_is_read(write, make_tiny):
+    """Its conversion always states the original context; only a longer one needs factors, which have no place."""
+    made = make_tiny("phi3", tie_word_embeddings=True)
+    more = {"phi3.rope.scaling.original_context_length": 512, "phi3.attention.sliding_window": 16}
+    config = load_model(write(made, "phi3", more=more), device="cpu").model.config
+    assert (config.original_max_position_embeddings, config.sliding_window) == (512, 16)
+    factors = {"rope_factors_long.weight": np.ones(6, np.float32)}
+    assert "rope_factors_long.weight" in refused(write(made, "phi3", tensors=factors))
 
 
 def test_the_rope_of_llama_3_is_read_from_its_factors(write, make_tiny):
@@ -221,7 +267,13 @@ def refused(path: Path) -> str:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"llama.rope.scaling.type": "yarn"}, "states llama.rope.scaling.type"),
+        ({"llama.rope.scaling.type": "yarn"}, "states a rope scaled as 'yarn'"),
+        ({"llama.rope.scaling.type": "linear"}, "states a rope scaled as 'linear'"),
+        ({"llama.rope.freq_base_swa": 1e4}, "states llama.rope.freq_base_swa"),
+        ({"llama.rope.scaling.original_context_length": 64}, "states llama.rope.scaling.original_context_length"),
+        ({"llama.context_length": None}, "does not state its sizes; convert"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, "does not state its sizes; convert"),
+        ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": False}, "(llama, no space in front)"),
         ({"llama.expert_count": 8}, "states llama.expert_count"),
         ({"llama.attention.sliding_window": 64}, "states llama.attention.sliding_window"),
         ({"llama.attention.value_length": 24}, "states llama.attention.value_length"),
@@ -296,7 +348,8 @@ def test_the_largest_gemma_scale_attention_by_their_width():
     """No key says so: llama.cpp knows the 27 B by its number of blocks."""
     facts = {
         "general.architecture": "gemma3", "gemma3.embedding_length": 5376, "gemma3.block_count": 62,
-        "gemma3.attention.head_count": 32, "gemma3.attention.key_length": 128, "tokenizer.ggml.tokens": ["a"],
+        "gemma3.attention.head_count": 32, "gemma3.attention.key_length": 128, "gemma3.context_length": 99,
+        "gemma3.attention.layer_norm_rms_epsilon": 1e-6, "tokenizer.ggml.tokens": ["a"],
     }  # fmt: skip
     assert configuration("x", facts, rows=1, tied=True).query_pre_attn_scalar == 168
     assert configuration("x", {**facts, "gemma3.block_count": 18}, rows=1, tied=True).query_pre_attn_scalar == 128

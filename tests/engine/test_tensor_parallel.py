@@ -57,9 +57,12 @@ def test_two_ranks_answer_as_one_process_and_hold_the_same_tables(folder: Path, 
         alone = rank.answered(engine)
     assert [answer["tokens"] for answer in parallel] == [list(answer["tokens"]) for answer in alone]
     for one, two in zip(parallel, alone, strict=True):
-        assert (one["cells"], one["reason"]) == (two["cells"], two["reason"])
+        assert [one[name] for name in ("cells", "reason", "label")] == [
+            two[name] for name in ("cells", "reason", "label")
+        ]
         assert one["reads"] == pytest.approx(two["reads"], abs=1e-4)
     assert sum(answer["cells"] for answer in alone) > 50
+    assert sum(answer["label"] is not None for answer in alone) == 5
     assert {answer["reason"] for answer in alone} == {"length", "stop_sequence"}
     first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in range(2))
     assert "send requests to rank 0" in second["seen"].pop()

@@ -142,3 +142,18 @@ def test_error_by_percentile_covers_every_item() -> None:
 def test_wrong_values_are_refused_by_name(call, field: str) -> None:
     with pytest.raises(InvalidInput, match=f"^{field}"):
         call()
+
+
+def test_balanced_accuracy_is_the_mean_recall_of_the_classes_that_occur() -> None:
+    labels, answers = [0, 0, 0, 1, 2, 2], [0, 0, 1, 1, -1, 2]
+    assert scores.balanced_accuracy(labels, answers, 4) == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+    assert scores.balanced_accuracy([0] * 9 + [1], [0] * 10, 2) == 0.5
+
+
+def test_confusion_counts_every_item_once() -> None:
+    labels, answers = [0, 0, 0, 1, 2, 2], [0, 0, 1, 1, -1, 2]
+    assert scores.confusion(labels, answers, 3, missing=True) == [[2, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]]
+    with pytest.raises(InvalidInput, match="1 are missing"):
+        scores.confusion(labels, answers, 3)
+    whole = [abs(answer) for answer in answers]
+    assert np.array(scores.confusion(labels, whole, 3)).sum() == len(labels)

@@ -25,7 +25,6 @@ async def test_both_sides_show_what_the_server_answers(page: Open, site: str, ru
     for side, method in (("plain", "none"), ("steered", "mera")):
         body = {
             "inputs": fields,
-            "parameters": {"max_new_tokens": 8},
             "steering": {"task": "demo_spam", "method": method},
             "details": "trace",
         }

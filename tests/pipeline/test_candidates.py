@@ -37,7 +37,7 @@ def chosen_from(
     def outcomes(one: Correction) -> tuple[np.ndarray, np.ndarray]:
         return np.arange(100) < 50, np.arange(100) < 50 + round(100 * gains.get(key_of(one), 0.0))
 
-    return choose(steps, (0.0, 1.0), gains_of, outcomes, Options(candidates=candidates)), asked
+    return choose(steps, (0.0, 1.0), gains_of, outcomes, Options(candidates=candidates), lambda: 0.05), asked
 
 
 def test_keys_and_methods_tell_candidates_apart() -> None:
@@ -85,6 +85,31 @@ def test_without_steps_the_bias_alone_is_tried_and_has_no_readout() -> None:
     watched, asked = chosen_from(("logit_bias",), {"logit_bias": 0.2})
     assert asked == [["logit_bias"]]  # no step is measured where none can be chosen
     assert watched.readout == "residual/euclidean"
+
+
+def test_a_level_is_asked_for_once_when_all_is_ranked_and_is_what_the_best_is_tested_at() -> None:
+    told: list[str] = []
+    gains = {"logit_bias": 0.05}  # 5 gained and none lost: p = 2^-5
+
+    def gains_of(wanted: Sequence[Correction]) -> list[float]:
+        told.append("ranked")
+        return [gains.get(key_of(one), 0.0) for one in wanted]
+
+    def outcomes(one: Correction) -> tuple[np.ndarray, np.ndarray]:
+        told.append("tested")
+        return np.arange(100) < 50, np.arange(100) < 50 + round(100 * gains.get(key_of(one), 0.0))
+
+    def level_of(level: float) -> float:
+        told.append("level")
+        return level
+
+    for level, certified in ((0.05, True), (0.025, False)):
+        choice = choose(STEPS, (0.0, 1.0), gains_of, outcomes, Options(), lambda level=level: level_of(level))
+        assert (choice.certificate.certified, choice.certificate.delta) == (certified, level)
+    assert told == ["ranked", "ranked", "level", "tested"] * 2
+    told.clear()
+    none = choose([], (), gains_of, outcomes, Options(candidates=("mera",)), lambda: level_of(0.05))
+    assert (none.certificate.certified, "level" in told) == (False, False)  # what tests nothing is no attempt
 
 
 def published(store: Path) -> Artifact:

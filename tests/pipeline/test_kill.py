@@ -87,8 +87,9 @@ def test_killed_before_every_durable_call(nursery: Nursery, model_folder: Path, 
         2,
         3,
         4,
-        7,
-    }  # after each stage, and the artifact's three files
+        5,
+        8,
+    }  # after each stage, what stands beside the last one's answers before it, and the artifact's three files
 
 
 @pytest.mark.slow

@@ -61,9 +61,10 @@ def decided(seed: int, labelled: float | None = None, same_items: bool = False) 
     def gains_of(candidates: Sequence[Correction]) -> list[float]:
         return [float(right(one, ordering).mean() - unsteered(ordering).mean()) for one in candidates]
 
-    return choose(
-        steps, tuple(bias.tolist()), gains_of, lambda one: (unsteered(held_out), right(one, held_out)), OPTIONS
-    )
+    def outcomes(one: Correction) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        return unsteered(held_out), right(one, held_out)
+
+    return choose(steps, tuple(bias.tolist()), gains_of, outcomes, OPTIONS, lambda: OPTIONS.delta)
 
 
 def test_random_labels_are_falsely_certified_no_more_often_than_stated() -> None:

@@ -16,11 +16,11 @@ from merasteer.engine.layers import family_of
 from merasteer.errors import BadSplits, InvalidInput
 from merasteer.pipeline import Options, prepare, run
 from merasteer.pipeline.batch import running
-from merasteer.types import Policy
 
 KEYS = {
     "task", "model", "decision", "reason", "artifact", "method", "alpha", "hook_point", "direction", "n", "accuracy", "spi",
-    "spi_interval", "level", "recall", "certificate", "seconds",
+    "spi_interval", "level", "recall", "certificate", "seconds", "balanced_accuracy", "confusion", "auroc", "coverage", "baselines",
+    "candidates",
 }  # fmt: skip
 FEW = Options(ordering=100)
 
@@ -32,7 +32,7 @@ def test_a_planted_failure_is_repaired_and_certified(finished) -> None:
     assert (report["decision"], report["reason"]) == ("certified", None)
     assert report["n"] == {"train": 300, "calibration": 120, "test": 100}
     accuracy = report["accuracy"]
-    assert set(accuracy) == {"unsteered", "steered", "majority", "logit_bias"}
+    assert set(accuracy) == {"unsteered", "steered", "majority", "logit_bias", "label_probe", "text_classifier"}
     assert accuracy["steered"] > accuracy["unsteered"] + 0.1
     assert report["spi"] > 0.2
     assert report["spi_interval"][0] <= report["spi"] <= report["spi_interval"][1]
@@ -60,13 +60,13 @@ def test_the_predicted_error_of_the_calibration_split_is_that_of_the_served_path
     artifact = entry.artifact
     assert artifact is not None
     job = prepare(loaded, finished.task, finished.store, finished.options)
-    policy = Policy("served", alpha=artifact.alpha, positions=artifact.manifest["steering"]["positions"])
+    served = artifact.correction.under("served")
     prompts = job.prompts(job.splits.calibration)
     with running(loaded, prompts.longest) as engine:
         engine.register("served", artifact.vectors)
         read = {
             name: [engine.submit(request).result(60).predicted_error.before for request in prompts.requests(asked)]
-            for name, asked in (("served", policy), ("unsteered", Policy("served")))
+            for name, asked in (("served", served), ("unsteered", served.watching()))
         }
     assert artifact.calibration["predicted_error"]["n"] == len(job.splits.calibration)
     mean = {name: sum(values) / len(values) for name, values in read.items()}

@@ -35,9 +35,7 @@ def test_a_task_that_this_model_cannot_serve_is_a_new_error_each_time(catalog: C
 
 
 def test_another_runtime_is_not_certified(catalog: Catalog, good: Probe) -> None:
-    other = replace(
-        catalog, latest={**catalog.latest, "good": replace(good, mismatch="made elsewhere")}
-    )
+    other = replace(catalog, latest={**catalog.latest, "good": replace(good, mismatch="made elsewhere")})
     assert not other.listing().tasks[0].certified
 
 

@@ -15,9 +15,16 @@ from mera_server.cli import app, main
 from mera_server.commands import stages
 from mera_server.commands.bench import spread
 
-from merasteer import pipeline
+from merasteer import demo, pipeline
+from merasteer.pipeline import write_report
 from merasteer.pipeline.workspace import Output
 from merasteer.types import METHODS
+
+REPORT: dict[str, Any] = {
+    "task": "t", "model": "m", "decision": "abstained", "reason": "no_probe", "artifact": "ab" * 32, "method": None,
+    "n": {"train": 60, "calibration": 30, "test": 20}, "accuracy": {"unsteered": 0.5, "steered": 0.5, "majority": 0.5, "logit_bias": 0.6},
+    "recall": {"yes": [1.0, 1.0], "no": [0.0, 0.0]}, "certificate": None, "spi": 0.0, "spi_interval": [0.0, 0.0], "level": 0.95,
+}  # fmt: skip
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -37,11 +44,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"model": model, "task": task, "store": store, "options": options, **more})
         return calls[-1]
 
-    def run_job(job: dict[str, Any], until: str) -> dict[str, Any]:
+    def run_job(job: dict[str, Any], until: str, bars: Any = None) -> dict[str, Any] | None:
         job["until"] = until
-        return {"decision": "abstained"}
+        return dict(REPORT) if until in ("evaluate", "publish") else None
 
-    def until_fit(job: dict[str, Any], until: str) -> dict[str, Output]:
+    def until_fit(job: dict[str, Any], until: str, bars: Any = None) -> dict[str, Output]:
         job["until"] = until
         score = {"hook_point": "residual", "readout": "error", "layer": 3, "rmse": 1.25, "dummy_rmse": 2.5}
         return {"fit": Output({"probes": [{**score, "auroc": 0.75, "standard_error": 0.1, "idle": False}]})}
@@ -166,7 +173,50 @@ def test_run_passes_its_options_on(
     )
     assert (call["model"], call["task"], call["store"], call["until"]) == ("m", "t", tmp_path, "publish")
     assert (call["data"], call["report"]) == (Path("rows.jsonl"), Path("r.json"))
-    assert json.loads(capsys.readouterr().out) == {"decision": "abstained"}
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "m, t: 60 training, 30 calibration, 20 test rows\n\nAbstained: m answers t unsteered, at accuracy .500"
+    )
+    assert said.endswith(f"\nServe it:  mera serve --model m --store {tmp_path}\n")
+    assert main(["run", "--model", "m", "--task", "t", "--json", "--out", "a folder"]) == 0
+    served = {"serve": "mera serve --model m --store 'a folder'"}
+    assert json.loads(capsys.readouterr().out) == REPORT | served
+
+
+def test_a_report_is_written_as_it_is_printed_and_said_again(
+    ran: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "write_report", write_report)
+    file, page = tmp_path / "r.json", tmp_path / "r.html"
+    assert main(["run", "--model", "m", "--task", "t", "--report", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert main(["report", str(file)]) == 0
+    assert capsys.readouterr().out == said
+    assert main(["report", str(file), "--html", str(page)]) == 0
+    assert capsys.readouterr().out == f"written to {page}\n"
+    assert "mera serve --model m" in page.read_text(encoding="utf-8")
+    assert main(["evaluate", "--model", "m", "--task", "t", "--json"]) == 0
+    assert "serve" not in json.loads(capsys.readouterr().out)  # nothing was published
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "cannot be read"), ("{", "not JSON"), ("[]", "lacks 'task'"), ('{"task": 1}', "lacks 'model'")],
+)
+def test_what_is_no_report_is_two_and_one_line(
+    text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "r.json"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    assert main(["report", str(file)]) == 2
+    assert said in one_line(capsys)
+
+
+def test_demo_is_the_built_in_model(ran: list[dict[str, Any]]) -> None:
+    assert main(["run", "--model", "demo", "--task", "t"]) == 0
+    assert main(["run", "--model", "./demo", "--task", "t"]) == 0
+    assert [call["model"] for call in ran] == [str(demo.model_dir()), "./demo"]
 
 
 @pytest.mark.parametrize("stage", ["collect", "fit", "calibrate", "evaluate"])

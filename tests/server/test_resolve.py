@@ -223,7 +223,11 @@ def test_objects_are_rendered(make_plan: MakePlan) -> None:
             InvalidInput,
             "steering.alpha: .* give strength",
         ),
-        ({"steering": {"task": "weak", "layers": [1]}}, AlphaRequired, "steering.alpha: missing, and the artifact has none"),
+        (
+            {"steering": {"task": "weak", "layers": [1]}},
+            AlphaRequired,
+            "steering.alpha: missing, and the artifact has none",
+        ),
         (
             {"steering": {"task": "weak", "positions": "all"}},
             AlphaRequired,

@@ -15,6 +15,7 @@ import torch
 
 from merasteer.meaning import ModelMeaning
 from merasteer.store import ModelIdentity, publish
+from merasteer.store.identity import file_hashes
 from merasteer.store.manifest import digest_of
 
 SHA = "0123456789abcdef" * 4
@@ -137,11 +138,15 @@ def _reseal(folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
     return folder.rename(folder.with_name(manifest["digest"][:12]))
 
 
-def aged(folder: Path) -> Path:
-    """A published artifact as schema 1 had it: one token is a spelling, every answer free, every prompt plain."""
+def aged(folder: Path, model: Path) -> Path:
+    """A published artifact as schema 1 had it: one token a spelling, answers free, prompts plain, the model known by its files."""
 
     def edit(manifest: dict[str, Any]) -> None:
         manifest["schema"], task = 1, manifest["task"]
+        weights, tokenizer = file_hashes(model)
+        named = {name: manifest["model"][name] for name in ("id", "architecture", "layers", "width", "vocab")}
+        manifest["model"] = {**named, "weights": weights, "tokenizer": tokenizer}
+        manifest["runtime"] = {name: manifest["runtime"][name] for name in ("dtype", "attention")}
         task["variants"] = [[token for (token,) in spellings] for spellings in task["variants"]]
         for name in ("choose", "chat", "system", "examples", "end"):
             del task[name]

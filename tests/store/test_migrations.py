@@ -73,7 +73,7 @@ def test_an_artifact_of_before_labels_were_chosen_stays_free(tmp_path: Path) -> 
     source = next(demo.store_dir().glob("*/demo_spam/*/manifest.json")).parent
     folder = tmp_path / source.relative_to(demo.store_dir())
     shutil.copytree(source.parent, folder.parent)
-    old = aged(folder)
+    old = aged(folder, demo.model_dir())
     now, found = load(source), load(old)
     assert json.loads((old / "manifest.json").read_text("utf-8"))["schema"] == 1
     assert found.manifest["schema"] == SCHEMA

@@ -96,6 +96,8 @@ class Guarantee:
     lower_bound: float | None = None
     epsilon: float | None = None
     delta: float | None = None
+    level: float | None = None
+    attempt: int | None = None
     n: int | None = None
 
 
@@ -229,6 +231,7 @@ class TaskInfo:
     probe: str | None = None
     certified: bool = False
     alpha: float | None = None
+    caution: str | None = None
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,11 @@ class ProbeInfo:
     lower_bound: float | None = None
     epsilon: float | None = None
     delta: float | None = None
+    level: float | None = None
+    attempt: int | None = None
     n: int | None = None
     candidates: int | None = None
+    collapse: str | None = None
+    below_majority: bool | None = None
+    broken: Mapping[str, Any] | None = None
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

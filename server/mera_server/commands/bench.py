@@ -16,7 +16,14 @@ SEVERAL = ("--models", "--tasks", "--methods", "--answer-positions")
 
 
 def bench(
-    models: Annotated[list[str], option("--models", "model folders, .gguf files or hub ids, one or more")],
+    models: Annotated[
+        list[str],
+        option(
+            "--models",
+            "model folders, .gguf files or hub ids, or demo, one or more",
+            variable="MERA_BENCH_MODELS",  # MERA_MODELS is where the tests find real ones
+        ),
+    ],
     tasks: Annotated[list[str], option("--tasks", "names or paths of tasks, one or more")],
     out: Annotated[
         Path, option("--out", "folder for records, table and plots; a study that was stopped goes on there")
@@ -54,10 +61,10 @@ def bench(
     keep: Annotated[bool, option("--keep", "leave activations behind cells that are done")] = False,
     config: Config = None,  # noqa: ARG001 - read by its callback
 ) -> int:
-    """Measure methods on models and tasks; prints the table. Stopped anywhere, it goes on where it was."""
+    """Measure methods on models and tasks; prints the table. All is checked first; stopped anywhere, it goes on where it was."""
     from merasteer import demo
-    from merasteer.bench import Grid, bench, chosen_methods, write_results
-    from merasteer.bench.tracking import tracker
+    from merasteer.bench import Grid, bench, check_grid, chosen_methods, write_results
+    from merasteer.bench.tracking import check_tracker, tracker
     from merasteer.pipeline import Loading, Options
 
     given: dict[str, Any] = {
@@ -71,8 +78,9 @@ def bench(
         "sae": autoencoders(sae),
     }
     options = Options(**{name: value for name, value in given.items() if value is not None})
+    check_tracker(track)
     grid = Grid.of(
-        models,
+        [demo.named(model) for model in models],
         tasks,
         chosen_methods(methods or ["all"], compat),
         out,
@@ -82,6 +90,7 @@ def bench(
         loading=Loading(dtype, device, device_map),
         keep=keep,
     )
+    check_grid(grid)
     tracked = tracker(track, "mera-bench", {"models": models, "tasks": tasks, **options.as_dict()})
     cells = bench(grid, on_cell=tracked.log)
     paths = write_results(grid, cells)

@@ -68,7 +68,9 @@ def verify(
         raise BadArtifact(f"store: {bad} of {len(entries)} artifacts are rejected; publish them again or remove them")
     off = sum(one for _, one in replayed.values())
     if off:
-        raise BadArtifact(f"store: {off} of {len(replayed)} artifacts are off here; test them again with mera recertify")
+        raise BadArtifact(
+            f"store: {off} of {len(replayed)} artifacts are off here; test them again with mera recertify"
+        )
 
 
 @app.command()
@@ -94,7 +96,7 @@ for command in probes_operations.COMMANDS:
 
 @app.command()
 def plant(
-    model: Annotated[str, option("--model", "model folder, .gguf file or hub id")],
+    model: Annotated[str, option("--model", "model folder, .gguf file or hub id, or demo")],
     task: Annotated[str, option("--task", "name or path of a task")],
     seed: Annotated[int, option("--seed", "seed of the random readouts")] = 0,
     hook_point: Annotated[str, option("--hook-point", "residual, mlp_input or reference")] = "residual",
@@ -112,6 +114,6 @@ def plant(
     if hook_point not in HOOK_POINTS:
         raise InvalidInput(f"hook-point: {hook_point!r} is unknown; give one of {', '.join(HOOK_POINTS)}")
     described = load_task(task, search=[demo.tasks_dir()])
-    loaded = load_model(model)
+    loaded = load_model(demo.named(model))
     served = resolve(described, loaded.tokenizer)
     typer.echo(str(plant_artifact(store or Settings().store, identity_of(loaded), served, hook_point, seed)))

@@ -13,7 +13,7 @@ __all__ = ["recertify"]
 
 
 def recertify(
-    model: Annotated[str, option("--model", "model folder, .gguf file or hub id")],
+    model: Annotated[str, option("--model", "model folder, .gguf file or hub id, or demo")],
     task: Annotated[
         str | None, option("--task", "name or path of a task (default: every task whose default artifact is certified)")
     ] = None,
@@ -34,7 +34,7 @@ def recertify(
     where = store or Settings().store
     if not where.is_dir():
         raise InvalidInput(f"store: no such folder {str(where)!r}; name the store that mera run published to")
-    loaded = pipeline.Loading(dtype, device, device_map).load(model)
+    loaded = pipeline.Loading(dtype, device, device_map).load(demo.named(model))
     found = pipeline.renewals(
         loaded, identity_of(loaded), where, task=task, probe=probe, data=data, search=[demo.tasks_dir()]
     )

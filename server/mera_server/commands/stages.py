@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 DOCS = {
-    "run": "Collect, fit, calibrate, evaluate and publish; prints the report.",
+    "run": "Collect, fit, calibrate, evaluate and publish; prints a summary of the report.",
     "collect": "Read activations and errors of every split.",
     "fit": "Go on to fit the probes; prints their held-out scores, layer by layer.",
     "calibrate": "Go on to rank the candidates and to test the best.",
-    "evaluate": "Go on to measure on the test split; prints the report, publishes nothing.",
+    "evaluate": "Go on to measure on the test split; prints a summary of the report, publishes nothing.",
 }
 
+REPORTED = ("report", "json")  # options of the stages that end in a report
 PROBES = ("hook_point", "readout", "layer", "rmse", "dummy_rmse", "auroc", "standard_error", "idle")
 UNTIL: dict[str, Stage] = {
     "run": "publish", "collect": "collect", "fit": "fit", "calibrate": "calibrate", "evaluate": "evaluate",
@@ -34,13 +36,14 @@ UNTIL: dict[str, Stage] = {
 def run(
     *,
     stage: str,
-    model: Annotated[str, option("--model", "model folder, .gguf file or hub id")],
+    model: Annotated[str, option("--model", "model folder, .gguf file or hub id, or demo")],
     task: Annotated[str, option("--task", "name or path of a task")],
     data: Annotated[Path | None, option("--data", "rows, in place of the task's own")] = None,
     out: Annotated[
         Path | None, option("--out", f"store to publish to (default: {Settings().store})", "--store")
     ] = None,
     report: Annotated[Path | None, option("--report", "file for the report, as JSON")] = None,
+    json: Annotated[bool, option("--json", "print the report as JSON instead of its summary")] = False,
     seed: Annotated[int | None, option("--seed", "seed of every random draw (default: 0)")] = None,
     delta: Annotated[float | None, option("--delta", "risk of certifying what is no gain (default: 0.05)")] = None,
     epsilon: Annotated[float | None, option("--epsilon", "gain in accuracy that must be exceeded (default: 0)")] = None,
@@ -71,6 +74,10 @@ def run(
         int | None, option("--top-k", "items at either end of the contrastive direction (default: 100)")
     ] = None,
     test: Annotated[str | None, option("--test", "mcnemar or betting (default: by epsilon)")] = None,
+    allow_collapse: Annotated[
+        bool,
+        typer.Option("--allow-collapse", help="certify what passes though answers collapse; the word stays with it"),
+    ] = False,
     sae: Annotated[
         str | None,
         option("--sae", "layer=folder of sparse autoencoders to probe as well, with commas; for the report alone"),
@@ -98,27 +105,37 @@ def run(
         "top_k": top_k,
         "test": test,
         "sae": autoencoders(sae),
+        "allow_collapse": allow_collapse,
     }
     options = pipeline.Options(**{name: value for name, value in given.items() if value is not None})
-    job = pipeline.prepare(
-        model,
-        task,
-        out or Settings().store,
-        options,
-        data=data,
-        search=[demo.tasks_dir()],
-        loading=pipeline.Loading(dtype, device, device_map),
-    )
-    if stage == "fit":
-        table(PROBES, ([row[name] for name in PROBES] for row in pipeline.stages(job, "fit")["fit"].facts["probes"]))
-        return
-    found = pipeline.run_job(job, UNTIL[stage])
+    store, bars = out or Settings().store, pipeline.Bars(lines=True)
+    with pipeline.quiet():
+        job = pipeline.prepare(
+            demo.named(model),
+            task,
+            store,
+            options,
+            data=data,
+            search=[demo.tasks_dir()],
+            loading=pipeline.Loading(dtype, device, device_map),
+        )
+        with pipeline.attended(bars):
+            if stage == "fit":
+                rows = pipeline.stages(job, "fit", bars)["fit"].facts["probes"]
+                table(PROBES, ([row[name] for name in PROBES] for row in rows))
+                return
+            found = pipeline.run_job(job, UNTIL[stage], bars)
     if found is None:
         typer.echo(f"{stage}: done")
         return
+    if stage == "run":
+        found = {**found, "serve": shlex.join(["mera", "serve", "--model", model, "--store", str(store)])}
     if report is not None:
         pipeline.write_report(report, found)
-    show(found)
+    if json:
+        show(found)
+    else:
+        typer.echo(pipeline.summary(found))
 
 
 def _command(name: str) -> Callable[..., None]:
@@ -130,7 +147,7 @@ def _command(name: str) -> Callable[..., None]:
     kept = [
         parameter
         for parameter in inspect.signature(run, eval_str=True).parameters.values()
-        if parameter.name != "stage" and (name in ("run", "evaluate") or parameter.name != "report")
+        if parameter.name != "stage" and (name in ("run", "evaluate") or parameter.name not in REPORTED)
     ]
     command.__name__, command.__doc__ = name, DOCS[name]
     command.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ def show_(task: Annotated[str, typer.Argument(help="name or path")]) -> None:
 def check_(
     task: Annotated[str, typer.Argument(help="name or path")],
     model: Annotated[
-        str | None, option("--model", "model folder, file or hub id, to see prompts and labels as it does")
+        str | None, option("--model", "model folder, file or hub id, or demo, to see prompts and labels as it does")
     ] = None,
     data: Annotated[Path | None, option("--data", "rows, in place of the task's own")] = None,
 ) -> None:
@@ -59,7 +59,7 @@ def check_(
     from merasteer.tasks import check, load_task
 
     described = load_task(task, data=data, search=[demo.tasks_dir()])
-    loaded = load_model(model) if model is not None else None
+    loaded = load_model(demo.named(model)) if model is not None else None
     found = check(
         described,
         None if loaded is None else loaded.tokenizer,

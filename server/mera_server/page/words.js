@@ -15,10 +15,13 @@ const REASONS = {
     "With an α given above, it is steered all the same, without a guarantee.",
   no_probe: "The store holds no probe for this task and model, so there is nothing to steer by.",
   disabled: "The server was started with steering off.",
+  conditions: "The artifact was certified under other conditions than this server’s, or the model does not behave as it did when it was tested.",
+  collapse: "A gain was measured, but it came from answering with fewer labels: that is no repair.",
+  other_prompt: "The prompt is not the server’s default task’s, so it is left alone. Name the task to have it steered.",
 };
 
 const points = (gain) => `${gain < 0 ? "−" : "+"}${Math.abs(100 * gain).toFixed(1)} points`;
-const certainty = (tested) => `probability ${Number((100 * (1 - tested.delta)).toFixed(2))} %`;
+const certainty = (tested) => `probability ${Number((100 * (1 - (tested.level ?? tested.delta))).toFixed(2))} %`;
 /** Whether points may be said of what was tested. */
 const pointsAllowed = (tested) => tested.lower_bound !== null && tested.lower_bound > tested.epsilon;
 

@@ -3,12 +3,13 @@
 schema, key                                           the record's version; hash of everything that it follows from
 model, task, position, method                         which cell; position is the task's answer position
 status, error                                         "done", or "failed" and one line that says why (then nothing below is there)
-decision, reason                                      certified | abstained | applied (a baseline: always on); uncertified | no_probe
+decision, reason                                      certified (at its column's level) | alone (at δ alone, and steered) | abstained |
+                                                      applied (a baseline: always on); uncertified | no_probe | collapse
 correction, alpha, hook_point, direction,
 report_layer                                          what was chosen; null where nothing was
 claimed                                               of `--compat reference` alone: the accuracies that the research code itself sees
-n, accuracy, spi, spi_interval, level, transitions,
-classes, percentiles                                  the test split; pairs are [unsteered, steered]
+n, accuracy, balanced_accuracy, spi, spi_interval,
+level, transitions, classes, percentiles              the test split; pairs are [unsteered, steered]; accuracy as in a run's report
 probes, curve, tested, certificate                    held-out scores per layer; every candidate on the ordering subset; the test
 seconds, seed, versions, runtime                      what it took, and what it takes to make it again
 """
@@ -22,8 +23,8 @@ from typing import Any
 import torch
 
 from merasteer.method.scores import (
+    balanced_accuracy,
     error_by_percentile,
-    majority_accuracy,
     precision_recall_f1,
     spi,
     spi_interval,
@@ -31,15 +32,16 @@ from merasteer.method.scores import (
 )
 from merasteer.pipeline import Job, Stage
 from merasteer.pipeline.batch import Answers
+from merasteer.pipeline.beside import beside
 from merasteer.pipeline.collect import answers_of
-from merasteer.pipeline.evaluate import logit_bias_answers, predicted_errors
-from merasteer.pipeline.report import LEVEL, certificate_in
+from merasteer.pipeline.evaluate import predicted_errors
+from merasteer.pipeline.report import LEVEL, accuracies, certificate_in
 from merasteer.pipeline.workspace import Output
 from merasteer.probes import errors
 
 __all__ = ["SCHEMA", "Cell", "Measured", "failed", "from_stages", "identity", "record"]
 
-SCHEMA = 1
+SCHEMA = 3
 Cell = dict[str, Any]
 NOTHING = {"correction": None, "alpha": None, "hook_point": None, "direction": None}
 
@@ -108,12 +110,10 @@ def record(job: Job, which: Cell, measured: Measured, seconds: float) -> Cell:
         **_decision(measured),
         "report_layer": _readouts(measured).get(measured.subject, {}).get("report_layer"),
         "n": {name: len(getattr(job.splits, name)) for name in ("train", "calibration", "test")},
-        "accuracy": {
-            "unsteered": float(before.mean()),
-            "steered": float(after.mean()),
-            "majority": majority_accuracy(labels),
-            "logit_bias": float(logit_bias_answers(job, measured.collected).correct(labels).mean()),
-        },
+        "accuracy": accuracies(labels, unsteered, measured.steered, beside(job, measured.collected)),
+        "balanced_accuracy": [
+            balanced_accuracy(labels, found.label, len(job.served.labels)) for found in (unsteered, measured.steered)
+        ],
         "spi": spi(float(after.mean()), float(before.mean())),
         "spi_interval": list(spi_interval(before, after, LEVEL, seed=job.options.seed)),
         "level": LEVEL,

@@ -1,6 +1,7 @@
 """The study's grid, cell by cell: resumable, and one cell that fails does not lose the others.
 
 <out>/cells/<model-slug>/<task>/<answer position>/<method>.json     one record each, complete or absent (`bench.cells`)
+<out>/<model-slug>/<task>/ledger.jsonl                              a column (model × task × answer position) is one test (`store.ledger`)
 <out>/.work/                                                        stage outputs of the cells under way
 <out>/table.md, results.json, results.parquet, plots/               made anew from the records at the end
 """
@@ -8,6 +9,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import logging
 import shutil
@@ -18,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from merasteer.bench.cells import SCHEMA, Cell, failed, identity, record
-from merasteer.bench.methods import Method
+from merasteer.bench.methods import Mera, Method
 from merasteer.bench.plots import draw
 from merasteer.bench.records import write_tables
 from merasteer.bench.table import details, markdown
 from merasteer.engine import LoadedModel, model_name
 from merasteer.errors import InvalidInput
 from merasteer.pipeline import Bars, Job, Loading, Options, prepare
+from merasteer.pipeline.job import Column
 from merasteer.pipeline.workspace import replace_file
 from merasteer.store import model_slug
+from merasteer.store.documents import canonical
 from merasteer.tasks import load_task
 from merasteer.types import ANSWER_POSITIONS, AnswerPosition, Task
 
@@ -140,7 +144,7 @@ def _task(
         log.error("%s, %s: %s", model, task.name, error)
         yield from _all_failed(grid, model, task, error)
         return
-    jobs, clean = [replace(job, options=method.options(grid.options)) for method in grid.methods], True
+    jobs, clean = _rows(grid, job), True
     for method, own in zip(grid.methods, jobs, strict=True):
         rename(f"{loaded.id} {task.name} {method.name}"[:60])
         which = identity(own, method.name)
@@ -153,6 +157,16 @@ def _task(
     if clean and not grid.keep:
         for folder in {folder for own in jobs for folder in (own.workspace.folder, own.ground.folder)}:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rows(grid: Grid, job: Job) -> list[Job]:
+    """The jobs of a column, which know of how many tests it consists. Another set of rows is another test."""
+    jobs = [replace(job, options=method.options(grid.options), column=Column()) for method in grid.methods]
+    tests = sorted(
+        {own.workspace.key for own, method in zip(jobs, grid.methods, strict=True) if isinstance(method, Mera)}
+    )
+    column = Column(hashlib.sha256(canonical(tests)).hexdigest()[: len(job.workspace.key)], max(len(tests), 1))
+    return [replace(own, column=column) for own in jobs]
 
 
 def _measure(method: Method, job: Job, which: Cell, bars: Bars) -> Cell:

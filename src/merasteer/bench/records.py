@@ -16,15 +16,25 @@ __all__ = ["flat", "write_tables"]
 
 PLACE = ("model", "task", "position", "method", "key")
 TEXTS = (*PLACE, "status", "error", "decision", "reason", "correction", "hook_point", "direction")
-TEST = ("p_value", "gain", "lower_bound", "delta", "epsilon")
+TEST = ("p_value", "gain", "lower_bound", "delta", "epsilon", "attempt", "collapse", "below_majority")
 PARTS = {
     "n": ("train", "calibration", "test"),
-    "accuracy": ("unsteered", "steered", "majority", "logit_bias"),
+    "accuracy": ("unsteered", "steered", "majority", "logit_bias", "label_probe", "text_classifier"),
     "transitions": ("kept_right", "repaired", "broken", "kept_wrong"),
     "runtime": ("dtype", "attention", "device", "threads"),
 }
-WHOLE = {"schema", "report_layer", "seed", "candidates", "chances", "runtime_threads"}
-WORDS = {*TEXTS, "test", "versions", "runtime_dtype", "runtime_attention", "runtime_device"}
+WHOLE = {
+    "schema",
+    "report_layer",
+    "seed",
+    "candidates",
+    "chances",
+    "attempt",
+    "broken_n",
+    "broken_lost",
+    "runtime_threads",
+}
+WORDS = {*TEXTS, "test", "collapse", "versions", "runtime_dtype", "runtime_attention", "runtime_device"}
 
 
 def write_tables(cells: Sequence[Cell], out: Path) -> list[Path]:
@@ -50,21 +60,25 @@ def write_tables(cells: Sequence[Cell], out: Path) -> list[Path]:
 def flat(cell: Cell) -> dict[str, Any]:
     """The record's scalars under one name each, None where it has none, as in a failed one.
 
-    n_…, accuracy_…, transitions_…, runtime_… and seconds_… are those of the record; spi_low and spi_high its interval; test,
-    p_value, gain, lower_bound, delta, epsilon, candidates and chances are the certificate's. versions is JSON.
+    n_…, accuracy_…, balanced_…, transitions_…, runtime_… and seconds_… are those of the record; spi_low and spi_high its interval; test,
+    p_value, gain, lower_bound, delta, epsilon, attempt, collapse, below_majority, candidates and chances are the certificate's,
+    test_level its level, broken_n, broken_lost, broken_share and broken_upper its harm. versions is JSON.
     """
     interval, test = cell.get("spi_interval") or (None, None), cell.get("certificate") or {}
-    versions = cell.get("versions")
+    versions, balanced = cell.get("versions"), cell.get("balanced_accuracy") or (None, None)
     return {
         "schema": cell.get("schema"),
         **{name: cell.get(name) for name in TEXTS},
         **{name: cell.get(name) for name in ("alpha", "report_layer")},
         **{f"{part}_{name}": (cell.get(part) or {}).get(name) for part in ("n", "accuracy") for name in PARTS[part]},
+        **{f"balanced_{name}": value for name, value in zip(("unsteered", "steered"), balanced, strict=True)},
         "spi": cell.get("spi"),
         "spi_low": interval[0],
         "spi_high": interval[1],
         "level": cell.get("level"),
         **{name: test.get(name) for name in ("test", *TEST, "candidates", "chances")},
+        "test_level": test.get("level"),
+        **{f"broken_{name}": (test.get("broken") or {}).get(name) for name in ("n", "lost", "share", "upper")},
         **{f"transitions_{name}": (cell.get("transitions") or {}).get(name) for name in PARTS["transitions"]},
         **{f"seconds_{name}": value for name, value in (cell.get("seconds") or {}).items()},
         "seed": cell.get("seed"),
@@ -77,4 +91,6 @@ def _type(column: str) -> str:
     """The name of the column's Arrow type: by name alone, so that a column without values has it too."""
     if column in WORDS:
         return "string"
+    if column == "below_majority":
+        return "bool_"
     return "int64" if column in WHOLE or column.startswith(("n_", "transitions_")) else "float64"

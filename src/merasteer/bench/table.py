@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from merasteer.bench.cells import Cell
 from merasteer.bench.layout import Column, Layout
+from merasteer.pipeline.telling import level_of, number
 
-__all__ = ["details", "markdown", "number"]
+__all__ = ["MARKS", "details", "markdown", "number"]
 
 CONTEXT = {
     "unsteered": "*unsteered accuracy*",
     "majority": "*majority accuracy*",
     "logit_bias": "*logit bias accuracy*",
+    "label_probe": "*label probe accuracy*",
+    "text_classifier": "*text classifier accuracy*",
 }
 LEGEND = (
     "SPI on the test split: the share of what could be won that was won, or, below 0, of what could be lost that was lost. "
-    "In brackets its {level}interval. ✓ certified. – abstained: the model answers as if unsteered, SPI 0. Without a mark: a baseline "
-    "that is always on and has no certificate. failed: the details say why. Empty: not run. "
+    "In brackets its {level}interval. ✓ certified at the level of its column: the rows of one model and task that are tested share the "
+    "level of one attempt, so all ✓ of a column hold together with probability 1 − δ. (✓) passes at δ alone, as if no other row had been "
+    "tested on these items: one in twenty that do nothing would, at δ = 0.05. – abstained: the model answers as if unsteered, SPI 0. "
+    "Without a mark: a baseline that is always on and has no certificate. failed: the details say why. Empty: not run. "
     "Bold: the best SPI of its column, where above 0. Logit bias: a constant per class, fitted to the calibration labels; "
-    "the trivial fix that steering has to beat."
+    "the trivial fix that steering has to beat. Label probe: a linear classifier on the activations, what the model knows. Text "
+    "classifier: TF-IDF and logistic regression on the rows, what needs no model."
 )
+MARKS = {"certified": " ✓", "alone": " (✓)"}
 DETAILS = (
-    "method", "decision", "correction", "α", "hook point", "direction", "accuracy",
+    "method", "decision", "correction", "α", "hook point", "direction", "accuracy", "balanced", "recall",
     "kept right / repaired / broken / kept wrong", "p", "on the calibration split",
 )  # fmt: skip
 
@@ -48,15 +55,6 @@ def details(cells: Sequence[Cell]) -> str:
     return "\n".join(
         _details_table(layout, model, column) for model in layout.models for column in layout.columns[model]
     )
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """The number without a leading zero, as in ".64" and "−.04"; empty for None."""
-    if value is None:
-        return ""
-    text = f"{abs(value):.{digits}f}"
-    sign = "−" if value < 0 and float(text) else ""
-    return sign + (text.removeprefix("0") if digits else text)
 
 
 def _spi_table(layout: Layout, model: str) -> str:
@@ -93,7 +91,7 @@ def _spi(cell: Cell | None, best: float | None) -> str:
     low, high = cell["spi_interval"]
     text = f"{number(cell['spi'])} [{number(low)}, {number(high)}]"
     text = f"**{text}**" if cell["spi"] == best else text
-    return text + " ✓" if cell["decision"] == "certified" else text
+    return text + MARKS.get(cell["decision"], "")
 
 
 def _legend(cells: Sequence[Cell]) -> str:
@@ -102,7 +100,7 @@ def _legend(cells: Sequence[Cell]) -> str:
     level = _distinct(f"{100 * cell['level']:g} % " for cell in done)
     facts = {
         "Items (train / calibration / test)": _splits(done),
-        "Certificates": _distinct(f"δ = {test['delta']:g}, ε = {test['epsilon']:g}" for test in tests),
+        "Certificates": _distinct(_level(test) for test in tests),
         "Seed": _distinct(str(cell["seed"]) for cell in done),
         "Versions": _distinct(
             ", ".join(f"{name} {version}" for name, version in cell["versions"].items()) for cell in done
@@ -111,6 +109,15 @@ def _legend(cells: Sequence[Cell]) -> str:
     }
     lines = [f"- {name}: {value}" for name, value in facts.items() if value]
     return "\n\n".join([LEGEND.format(level=level), "\n".join(lines)]).rstrip()
+
+
+def _level(test: Mapping[str, Any]) -> str:
+    own = (
+        f"; attempt {test['attempt']} on these items, level of a row {level_of(test):.2g}"
+        if test.get("attempt")
+        else ""
+    )
+    return f"δ = {test['delta']:g}, ε = {test['epsilon']:g}{own}"
 
 
 def _splits(done: Sequence[Cell]) -> str:
@@ -132,29 +139,44 @@ def _details_table(layout: Layout, model: str, column: Column) -> str:
 def _details(cell: Cell) -> list[str]:
     if cell["status"] != "done":
         return [cell["method"], f"failed: {cell.get('error')}", *[""] * (len(DETAILS) - 2)]
-    reason = f" ({cell['reason']})" if cell.get("reason") else ""
     accuracy, counts, test = cell["accuracy"], cell["transitions"], cell.get("certificate")
     return [
         cell["method"],
-        cell["decision"] + reason,
+        cell["decision"] + _remark(cell, test or {}),
         cell.get("correction") or "",
         "" if cell.get("alpha") is None else number(cell["alpha"], 3),
         cell.get("hook_point") or "",
         cell.get("direction") or "",
-        f"{number(accuracy['unsteered'], 3)} → {number(accuracy['steered'], 3)}",
+        _arrow([accuracy["unsteered"], accuracy["steered"]]),
+        _arrow(cell["balanced_accuracy"]),
+        ", ".join(f"{label} {_arrow(part['recall'])}" for label, part in cell["classes"].items()),
         " / ".join(str(counts[name]) for name in ("kept_right", "repaired", "broken", "kept_wrong")),
         f"{test['p_value']:.2g}" if test else "",
         _finding(cell["decision"], test),
     ]
 
 
+def _remark(cell: Cell, test: Mapping[str, Any]) -> str:
+    """Why it abstained, or what its gain must not be taken for."""
+    caution = "collapse" if test.get("collapse") else "below_majority" if test.get("below_majority") else ""
+    said = cell.get("reason") or (caution if cell["decision"] in MARKS else "")
+    return f" ({said})" if said else ""
+
+
+def _arrow(pair: Sequence[float | None]) -> str:
+    """ ".600 → .900", or – where a class has no items."""
+    return " → ".join("–" if value is None else number(value, 3) for value in pair)
+
+
 def _finding(decision: str, test: dict[str, Any] | None) -> str:
     """What may be said of the tested candidate (docs/method.md section 6)."""
     if test is None:
         return ""
+    if decision == "alone":
+        return f"passes at δ = {test['delta']:g} alone, not at the level of its column"
     if decision != "certified":
         return "not shown to help"
-    surely = f"with probability {100 * (1 - test['delta']):g} %"
+    surely = f"with probability {100 * (1 - level_of(test)):.4g} %"
     if test["lower_bound"] > test["epsilon"]:
         return f"{100 * test['gain']:.1f} points gained, at least {100 * test['lower_bound']:.1f} {surely}"
     margin = f" by more than {100 * test['epsilon']:g} points" if test["epsilon"] else ""

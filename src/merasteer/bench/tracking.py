@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +14,7 @@ from merasteer.bench.cells import Cell
 from merasteer.bench.records import flat
 from merasteer.errors import InvalidInput
 
-__all__ = ["TRACKERS", "Tracker", "metric", "tracker"]
+__all__ = ["TRACKERS", "Tracker", "check_tracker", "metric", "tracker"]
 
 
 TRACKERS = ("wandb", "trackio")
@@ -33,10 +35,9 @@ def tracker(name: str | None, project: str, config: Mapping[str, Any]) -> Tracke
 
     Raises InvalidInput where the package is missing or refuses to start.
     """
+    check_tracker(name)
     if name is None:
         return _Nothing()
-    if name not in TRACKERS:
-        raise InvalidInput(f"tracker: {name!r} is not known; give {' or '.join(TRACKERS)}")
     try:
         library = importlib.import_module(name)
     except ImportError as error:
@@ -50,6 +51,16 @@ def tracker(name: str | None, project: str, config: Mapping[str, Any]) -> Tracke
             f"tracker: {name} cannot start ({type(error).__name__}: {why}); mend it, or leave it out"
         ) from error
     return _Run(library)
+
+
+def check_tracker(name: str | None) -> None:
+    """Raises InvalidInput for a name that is none, or whose package is missing. Starts nothing."""
+    if name is None:
+        return
+    if name not in TRACKERS:
+        raise InvalidInput(f"tracker: {name!r} is not known; give {' or '.join(TRACKERS)}")
+    if name not in sys.modules and find_spec(name) is None:
+        raise InvalidInput(f"tracker: {name} needs the package {name}; install mera-server[{name}]")
 
 
 def metric(cell: Cell) -> str:

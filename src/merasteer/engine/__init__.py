@@ -2,6 +2,7 @@
 
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.engine import Engine, EngineStats
+from merasteer.engine.glance import Glance, glance
 from merasteer.engine.loading import LoadedModel, load_model, model_name, wrap_model
 from merasteer.engine.meaning import conditions_of, identity_facts
 
@@ -9,8 +10,10 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineStats",
+    "Glance",
     "LoadedModel",
     "conditions_of",
+    "glance",
     "identity_facts",
     "load_model",
     "model_name",

@@ -13,7 +13,6 @@ If a part is missing in the installed version, `check_seams` fails at start-up a
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -24,14 +23,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching import (
-    cache,
-    continuous_api,
-    input_outputs,
     model_runner,
-    requests,
-    scheduler,
 )
-from transformers.generation.continuous_batching.cache_allocators import CacheAllocator
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
 from transformers.generation.continuous_batching.requests import RequestStatus
@@ -45,10 +38,10 @@ from transformers.generation.continuous_batching.utils import (
 from merasteer.engine.attention import PER_REQUEST, applies
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.scheduling import FAIR
+from merasteer.engine.seams import check_seams
 from merasteer.engine.steer import Steering
-from merasteer.errors import SeamMissing
 
-__all__ = ["Delivered", "Sink", "SteeringManager", "Step", "cache_bytes_per_token", "check_seams"]
+__all__ = ["Delivered", "Sink", "SteeringManager", "Step", "cache_bytes_per_token"]
 
 ROWS = 2
 CARRIED = "mera"  # the name under which the library carries what belongs to a request, to every rank
@@ -213,6 +206,14 @@ class SteeringManager(ContinuousBatchingManager):
         for io in [pair.device_io for pair in getattr(outer, "io_pairs", ())] or [outer]:
             io.graphs = CudaGraphBuffer()
 
+    def forget_prompts(self) -> bool:
+        """Gives back what is kept for sharing, as the library does where it needs room; whether it could be done."""
+        processor = self.batch_processor
+        if processor is None:
+            return False
+        processor.cache.evict_cached_blocks()
+        return True
+
     @property
     def cache_used_ratio(self) -> float:
         """Part of the KV cache that requests hold. Blocks kept for sharing are given back when room is needed: they are free."""
@@ -299,7 +300,7 @@ class _HostCopy:
         wanted: dict[Any, torch.Tensor | None] = {
             "report": steering.report,
             "trace": steering.trace if steering.switches.trace else None,
-            "options": steering.options if steering.switches.points else None,
+            "options": steering.head.options if steering.switches.points else None,
             **steering.captured,
         }
         self._event: torch.Event | None = None
@@ -380,47 +381,3 @@ def cache_bytes_per_token(model: Any) -> int:
     config = model.config.get_text_config()
     width = find_num_key_value_heads(config) * find_head_dim(config)
     return int(2 * config.num_hidden_layers * width * model.dtype.itemsize)
-
-
-_SEAMS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (ContinuousBatchingLogitsProcessorList, "check_kwargs", ("kwargs",)),
-    (ContinuousBatchingLogitsProcessorList, "fill_defaults", ("int32_tensor",)),
-    (ContinuousBatchingLogitsProcessorList, "prepare_tensor_args", ("requests_in_batch", "arg_storage")),
-    (ContinuousBatchingLogitsProcessorList, "__call__", ("input_ids", "scores", "logits_processor_args")),
-    (ContinuousBatchingManager, "_create_batch_processor", ()),
-    (ContinuousBatchingManager, "_generation_step", ()),
-    (ContinuousBatchingManager, "_run_generation_loop", ()),
-    (ContinuousBatchingManager, "_handle_critical_error", ("error", "batch_processor")),
-    (ContinuousBatchingManager, "add_request", ("input_ids", "request_id", "max_new_tokens", "eos_token_id")),
-    (ContinuousBatchingManager, "cancel_request", ("request_id",)),
-    (continuous_api.ContinuousBatchProcessor, "prepare_next_batch", ()),
-    (continuous_api.ContinuousBatchProcessor, "update_batch", ()),
-    (input_outputs.ContinuousBatchingIOs, "prepare_batch_update", ()),
-    (input_outputs.ContinuousBatchingAsyncIOs, "prepare_batch_update", ()),
-    (model_runner, "infer_max_single_request_tokens", ("cache",)),
-    (cache.PagedAttentionCache, "search_prefix_match", ("request_id", "prompt_ids")),
-    (cache.PagedAttentionCache, "count_new_complete_blocks", ("state", "request_len")),
-    (cache.PagedAttentionCache, "mark_complete_blocks", ("state", "complete_blocks")),
-    (cache.PagedAttentionCache, "compute_free_capacity", ("relative",)),
-    (CacheAllocator, "match_prefix_blocks", ("prompt_ids",)),
-    (CacheAllocator, "mark_complete_blocks", ("request_id", "token_ids")),
-    (OutputRouter, "deliver_batch", ("outputs",)),
-    (scheduler.Scheduler, "clear_cancelled_requests", ()),
-    (scheduler.Scheduler, "finish_request", ("request_id",)),
-    (scheduler.FIFOScheduler, "_process_candidates", ("candidates",)),
-    (requests.RequestState, "update_and_check_completion", ("token_id",)),
-)
-
-
-def check_seams() -> None:
-    """Raises SeamMissing naming the first part of the library that steering stands on and that is not there."""
-    import transformers
-
-    for owner, name, parameters in _SEAMS:
-        found = getattr(owner, name, None)
-        missing = [p for p in parameters if p not in inspect.signature(found).parameters] if callable(found) else [name]
-        if missing:
-            raise SeamMissing(
-                f"transformers {transformers.__version__}: {getattr(owner, '__name__', owner)}.{name} lacks {', '.join(missing)}; "
-                "install the version that constraints.txt pins"
-            )

@@ -34,10 +34,14 @@ FIELDS = {  # of the library, by the metadata's key
     "attention.sliding_window": "sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
-    "rope.freq_base": "rope_theta",
     "rope.dimension_count": "head_dim",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
     "vocab_size": "vocab_size",
 }
+ROPE = {  # parameters of the rotary positions, by the metadata's key
+    "rope.freq_base": "rope_theta", "rope.freq_base_swa": "windowed", "rope.scaling.type": "rope_type", "rope.scaling.factor": "factor",
+}  # fmt: skip
+NEEDED = ("max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads")
 RENAMED = {"gpt2": {"intermediate_size": "n_inner"}}  # where an architecture's field has another name
 DEFAULTS: dict[str, dict[str, Any]] = {"qwen2": {"use_sliding_window": False}, "qwen3": {"use_sliding_window": False}}
 LARGEST = {"gemma2": 46, "gemma3": 62}  # blocks of the 27 B, whose attention is scaled by width / heads; no key says so
@@ -56,10 +60,13 @@ def configuration(
 
     architecture = metadata["general.architecture"]
     stated = _stated(name, metadata)
-    heads = stated.get("num_attention_heads")
-    if not isinstance(heads, int) or "hidden_size" not in stated or "num_hidden_layers" not in stated:
+    if (
+        not all(isinstance(stated.get(field), int) for field in NEEDED)
+        or not {"rms_norm_eps", "layer_norm_epsilon"} & stated.keys()
+    ):
         raise UnsupportedModel(f"model: {name!r} does not state its sizes; convert it again with a recent llama.cpp")
-    theta = stated.pop("rope_theta", None)
+    heads = stated["num_attention_heads"]
+    rope = {field: stated.pop(field) for field in ROPE.values() if field in stated}
     width = stated.get("head_dim", stated["hidden_size"] // heads)
     if not hasattr(AutoConfig.for_model(ARCHITECTURES[architecture]), "head_dim"):
         stated.pop("head_dim", None)
@@ -74,7 +81,7 @@ def configuration(
         **{**DEFAULTS.get(architecture, {}), **stated, "vocab_size": rows},
         **{field: metadata.get(f"tokenizer.ggml.{key}") for key, field in IDS.items()},
     )
-    _set_rope(name, config, theta, factors)
+    _set_rope(name, config, rope, factors)
     return config
 
 
@@ -87,7 +94,7 @@ def _stated(name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
         prefix, _, rest = key.partition(".")
         if prefix != architecture or (rest == "rope.scaling.type" and value == "none"):
             continue
-        field = FIELDS.get(rest)
+        field = FIELDS.get(rest, ROPE.get(rest))
         field = renamed.get(field, field) if field is not None else None
         short = float(str(np.float32(value))) if isinstance(value, float) else value  # 1e-05, not 9.999999747378752e-06
         if field is None or stated.setdefault(field, short) != short:
@@ -95,7 +102,7 @@ def _stated(name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     known = _known(architecture)
     for field in stated:
         if field not in known:
-            raise _refusal(name, f"{architecture}.{next(key for key, of in FIELDS.items() if of == field)}")
+            raise _refusal(name, f"{architecture}.{next(key for key, of in (FIELDS | ROPE).items() if of == field)}")
     return stated
 
 
@@ -105,24 +112,36 @@ def _known(architecture: str) -> set[str]:
 
     config = AutoConfig.for_model(ARCHITECTURES[architecture])
     known = {field for field in {*FIELDS.values(), "n_inner"} if hasattr(config, field)}
-    return known | ({"head_dim", "rope_theta"} if hasattr(config, "rope_parameters") else set())
+    if getattr(config, "rope_parameters", None) is None:
+        return known
+    windowed = {"windowed"} if "full_attention" in config.rope_parameters else set()
+    return known | {"head_dim", "rope_theta", "rope_type", "factor"} | windowed
 
 
-def _set_rope(name: str, config: Any, theta: float | None, factors: np.ndarray[Any, Any] | None) -> None:
-    """Changes `config`: the base, and the stretching of Llama 3.1 and later, which a file holds as factors and nothing else."""
+def _set_rope(name: str, config: Any, stated: Mapping[str, Any], factors: np.ndarray[Any, Any] | None) -> None:
+    """Changes `config`: base and scaling, and the stretching of Llama 3.1 and later, which a file holds as factors and nothing else."""
     rope = getattr(config, "rope_parameters", None)
     if rope is None:
         return
-    own = rope.get("full_attention", rope)  # Gemma 3: the base of the windowed layers is always 10,000
-    if theta is not None:
-        own["rope_theta"] = theta
+    own = rope.get("full_attention", rope)  # Gemma 3: the windowed layers have a base of their own, and no scaling
+    own["rope_theta"] = stated.get("rope_theta", 10000.0)  # llama.cpp's default
+    if "windowed" in stated:
+        rope["sliding_attention"]["rope_theta"] = stated["windowed"]
+    if "rope_type" in stated or "factor" in stated:
+        if stated.get("rope_type") != "linear" or "factor" not in stated:
+            raise _refusal(name, f"a rope scaled as {stated.get('rope_type')!r}")
+        own.update(rope_type="linear", factor=stated["factor"])
     if factors is None:
         return
     stretched = {
         "rope_type": "llama3", "rope_theta": own["rope_theta"], "factor": float(factors.max()), "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
     }  # fmt: skip
-    if own is not rope or not np.allclose(_factors(config.head_dim, stretched), factors, rtol=1e-4):
+    if (
+        own is not rope
+        or "factor" in stated
+        or not np.allclose(_factors(config.head_dim, stretched), factors, rtol=1e-4)
+    ):
         raise _refusal(name, "rope_freqs.weight")
     config.rope_parameters = stretched
 

@@ -39,9 +39,12 @@ def tokenizer_of(name: str, metadata: Mapping[str, Any]) -> Any:
 
     kind, split = metadata.get("tokenizer.ggml.model"), str(metadata.get("tokenizer.ggml.pre", "default"))
     known = split in (*PLAIN, *DIGITS, *library.GGUF_PRE_TOKENIZER_SPLITS)
-    if kind not in ("gpt2", "llama") or (kind == "gpt2" and not known):
+    gemma = str(metadata["general.architecture"]).startswith("gemma")  # whose tokenizer puts no space in front
+    unspaced = kind == "llama" and not gemma and metadata.get("tokenizer.ggml.add_space_prefix") is False
+    if kind not in ("gpt2", "llama") or (kind == "gpt2" and not known) or unspaced:
+        way = "no space in front" if unspaced else split
         raise UnsupportedModel(
-            f"model: {name!r} cuts text in a way that is not known here ({kind}, {split}); use its safetensors checkpoint"
+            f"model: {name!r} cuts text in a way that is not known here ({kind}, {way}); use its safetensors checkpoint"
         )
     parts = {
         group: {field: metadata[f"tokenizer.{key}"] for key, field in keys.items() if f"tokenizer.{key}" in metadata}

@@ -16,7 +16,7 @@ from merasteer.engine.layers import ARCHITECTURES, decoder_layers, family_of
 from merasteer.engine.placement import LARGER, DeviceMap, check_group, check_placement, target_of
 from merasteer.errors import InvalidInput, MeraError, UnsupportedModel
 
-__all__ = ["LoadedModel", "load_model", "model_name", "wrap_model"]
+__all__ = ["LoadedModel", "architecture_of", "load_model", "model_name", "source_of", "wrap_model"]
 
 REPORT = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # all of it is looked at, and nothing ignored
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -71,7 +71,7 @@ def load_model(
         check_group(tensor_parallel, device_map)
         target = target_of(device, None)
     weights = _dtype(dtype, target)
-    source = _source(id_or_dir)
+    source = source_of(id_or_dir)
     try:
         parts = {"distributed_config": DistributedConfig(tp_size=tensor_parallel)} if tensor_parallel > 1 else {}
         with quiet():
@@ -100,7 +100,7 @@ def model_name(id_or_dir: str | Path) -> str:
     return path.resolve().name if path.is_dir() else str(id_or_dir)
 
 
-def _source(id_or_dir: str | Path) -> Path:
+def source_of(id_or_dir: str | Path) -> Path:
     """The folder or the GGUF file that a model is read from; a hub's is fetched."""
     path, name = Path(id_or_dir), str(id_or_dir)
     if is_gguf(path) or path.is_dir():
@@ -119,7 +119,7 @@ def _from_folder(folder: Path, **how: Any) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     check_folder(folder)
-    _check_architecture(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    architecture_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     check_weights(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -135,13 +135,20 @@ def _from_gguf(path: Path, **how: Any) -> tuple[Any, Any]:
 
     file = open_gguf(path)
     config = file.config()
-    _check_architecture(config)
+    architecture_of(config)
     tokenizer = tokenizer_of(path.name, file.metadata)
     ends = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=end_token_ids(file.metadata), pad_token_id=config.pad_token_id
     )
     model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=file.state_dict(config), generation_config=ends, **REPORT, **how
+        None,
+        config=config,
+        state_dict=file.state_dict(config),
+        generation_config=ends,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **REPORT,
+        **how,
     )
     check_loaded(path.name, info)
     return model, tokenizer
@@ -173,8 +180,8 @@ def wrap_model(model: Any, tokenizer: Any, model_id: str, source: Path | None = 
     )
 
 
-def _check_architecture(config: Any) -> None:
-    """Raises UnsupportedModel for what the hook table lacks, before any weights are read."""
+def architecture_of(config: Any) -> str:
+    """The name of the model's class. Raises UnsupportedModel for what the hook table lacks, before any weights are read."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -184,6 +191,7 @@ def _check_architecture(config: Any) -> None:
             f"model: architecture {name} is not in the hook table; use one of {', '.join(sorted(ARCHITECTURES))} "
             "or add a row to merasteer/engine/layers.py"
         )
+    return str(name)
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype | str:

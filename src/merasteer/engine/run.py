@@ -14,7 +14,7 @@ import torch
 from merasteer.engine.batching import Delivered, Step
 from merasteer.engine.choice import spelling
 from merasteer.engine.residents import Resident
-from merasteer.engine.steer import CLASSES, COUNTS
+from merasteer.engine.switches import BIASED, CLASSES, COUNTS, LARGEST, LOGPROB, SPELT
 from merasteer.engine.tables import acting_tokens, movable_layers, moves
 from merasteer.engine.text import TextStream
 from merasteer.errors import NonFinite
@@ -76,7 +76,7 @@ class Run:
         if part.read is None or part.token is None:
             return
         read = step.report[part.read].tolist()
-        self._check([read[COUNTS + 5], *(read[COUNTS : COUNTS + 2] if self.resident is not None else ())])
+        self._check([read[LARGEST], *(read[COUNTS : COUNTS + 2] if self.resident is not None else ())])
         first = not self.tokens
         self.tokens.append(part.token)
         self.times.append(time.perf_counter())
@@ -89,7 +89,7 @@ class Run:
         if first or (late and self.label is None and label is not None):
             self._commit(read, part.read, label, step)
         if self.request.logprobs:
-            self.logprobs.append(read[COUNTS + 2])
+            self.logprobs.append(read[LOGPROB])
         if self.request.trace and step.trace is not None:
             self.trace.append(_trace(step.trace[part.read]))
         if self.on_token is not None:
@@ -134,7 +134,7 @@ class Run:
 
     def _commit(self, read: list[float], row: int, label: int | None, step: Step) -> None:
         self.reading, self.label = (read[COUNTS], read[COUNTS + 1]), label
-        self.biased = self.request.label_bias is not None and read[COUNTS + 3] > 0
+        self.biased = self.request.label_bias is not None and read[BIASED] > 0
         classes = self.request.variants if self.request.choice is None else self.request.choice.variants
         if classes is not None:
             self.classes = read[CLASSES][: len(classes)]
@@ -148,7 +148,7 @@ class Run:
         if choice is not None:
             if self.tokens[:-1] or choice.path:  # chosen with the first token
                 return None
-            label, tokens = spelling(choice, round(read[COUNTS + 4]))
+            label, tokens = spelling(choice, round(read[SPELT]))
             self.spelt = len(tokens)
             return label
         variants = self.request.variants or ()

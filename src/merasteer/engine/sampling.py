@@ -1,7 +1,7 @@
 """Choosing the next token per request, reproducibly: temperature, top-k, top-p, then Gumbel noise from a counter-based generator.
 
 The noise is a pure function of (seed, absolute position, token id), so a request draws the same tokens whatever batch it is in,
-and again after its cache was evicted and recomputed. Branch-free over rows; shapes are static.
+and again after its cache was evicted and recomputed. Where graphs are captured shapes are static.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Draws", "choose", "gumbel"]
+__all__ = ["Draws", "draw", "gumbel"]
 
 
 def _signed(constant: int) -> int:
@@ -34,16 +34,15 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def gumbel(seed: torch.Tensor, position: torch.Tensor, vocab: int) -> torch.Tensor:
-    """Standard Gumbel noise (R, vocab) float32 for int64 seeds and absolute positions, each (R,)."""
+def gumbel(seed: torch.Tensor, position: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise (R, N) float32 for int64 seeds and absolute positions, each (R,), at token ids (N,) or (R, N)."""
     key = _mix(_mix(seed.long() + _GOLDEN) + position.long() * _GOLDEN)
-    tokens = torch.arange(1, vocab + 1, device=seed.device) * _GOLDEN
-    bits = _shift_right(_mix(key[:, None] + tokens[None]), 11)  # 53 random bits
+    bits = _shift_right(_mix(key[:, None] + (tokens + 1) * _GOLDEN), 11)  # 53 random bits
     uniform = (bits.double() + 0.5) * 2.0**-53
     return -(-uniform.log()).log().float()
 
 
-def choose(
+def draw(
     scores: torch.Tensor,
     temperature: torch.Tensor,
     top_k: torch.Tensor,
@@ -51,24 +50,27 @@ def choose(
     seed: torch.Tensor,
     position: torch.Tensor,
 ) -> torch.Tensor:
-    """Scores (R, V) with −inf everywhere but at the chosen token in rows that sample; greedy rows (temperature 0) as they are.
+    """The token that each row (R, V) draws, (R,); the likeliest where its temperature is 0.
 
-    temperature, top_k (0: off), top_p (1: off), seed, position: (R,). position is that of the token being chosen.
+    temperature, top_k (0: off), top_p (1: off), seed, position: (R,). position is that of the token being chosen. The largest score is
+    subtracted before dividing, so that no temperature is too low. On a CPU what no row asks for is left out.
     """
-    vocab = scores.shape[-1]
+    vocab, on_cpu = scores.shape[-1], scores.device.type == "cpu"
     samples = temperature > 0
-    ordered, order = (scores / torch.where(samples, temperature, 1.0)[:, None]).sort(
-        dim=-1, descending=True, stable=True
-    )
+    scaled = (scores - scores.amax(-1, keepdim=True)) / torch.where(samples, temperature, 1.0)[:, None]
+    if on_cpu and not bool(((top_k > 0) | (top_p < 1.0)).any()):
+        noisy = scaled + gumbel(seed, position, torch.arange(vocab, device=scores.device))
+        return torch.where(samples, noisy.argmax(-1), scores.argmax(-1))
+    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(vocab, device=scores.device)[None]
     ordered = ordered.masked_fill(rank >= torch.where(top_k > 0, top_k, vocab)[:, None], float("-inf"))
     probability = ordered.softmax(-1)
     before = probability.cumsum(-1) - probability
     ordered = ordered.masked_fill((before >= top_p[:, None]) & (rank > 0), float("-inf"))
-    noisy = ordered + gumbel(seed, position, vocab).gather(1, order)
-    chosen = order.gather(1, noisy.argmax(-1, keepdim=True))
-    only = torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
-    return torch.where(samples[:, None], only, scores)
+    kept = int((ordered > float("-inf")).sum(-1).max()) if on_cpu else vocab
+    ordered, order = ordered[:, : max(kept, 1)], order[:, : max(kept, 1)]
+    chosen = order.gather(1, (ordered + gumbel(seed, position, order)).argmax(-1, keepdim=True))[:, 0]
+    return torch.where(samples, chosen, scores.argmax(-1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +82,6 @@ class Draws:
     top_p: torch.Tensor
     seed: torch.Tensor
 
-    def apply(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """`choose` for rows (R, V) of these slots; position (R,) is that of what is chosen."""
-        return choose(scores, self.temperature[slots], self.top_k[slots], self.top_p[slots], self.seed[slots], position)
-
     def pick(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Which is chosen of a few scores (R, C), by each slot's own sampling: (R,)."""
-        return self.apply(scores, slots, position).argmax(-1)
+        """Which of the scores (R, V) each slot's own sampling draws, (R,); position (R,) is that of what is drawn."""
+        return draw(scores, self.temperature[slots], self.top_k[slots], self.top_p[slots], self.seed[slots], position)

@@ -8,51 +8,23 @@ parts out: `Switches` says what the requests of a batch need, and a layer that n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any
 
 import torch
 from torch import nn
 
-from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS, EngineConfig
+from merasteer.engine.config import EngineConfig
+from merasteer.engine.head import Head
 from merasteer.engine.layers import decoder_layers, family_of, site
+from merasteer.engine.switches import CLASSES, COUNTS, Switches
 from merasteer.engine.tables import Rows, SlotTable, VectorTable
 from merasteer.method.steering import pull_
 from merasteer.types import HookPoint
 
-__all__ = ["CLASSES", "COUNTS", "READS", "Steering", "Switches"]
-
-# Columns of a step's report: counts in batch order, reads in the order of the requests that got a new token.
-COUNTS = 5  # tokens, steered tokens, steered cells, sum of shifts, largest shift
-# z before, z after, log-probability of the chosen token, 1 where the label bias changed it, spelling of the chosen label, largest logit
-READS = 6
-CLASSES = slice(COUNTS + READS, COUNTS + READS + MAX_LABELS)  # score of each class
-
-
-@dataclass(frozen=True)
-class Switches:
-    """Which parts of a step some request of the batch needs. With captured graphs all are on: a graph cannot change.
-
-    rows: the rows of vectors in the batch at each hook point; a hook point that is missing is left alone, None stands for all in use.
-    choice: a label is chosen; points: a later branching point is asked about; forced: a label's tokens are due. classes, bias: of free
-    answers.
-    steady: the requests are those of the pass before, each then and now with one token, and their policies act on all that follows.
-    """
-
-    rows: Mapping[HookPoint, tuple[int, ...]] | None = field(default=None, hash=False)
-    steady: bool = False
-    strength: bool = True
-    sampling: bool = True
-    choice: bool = True
-    points: bool = True
-    forced: bool = True
-    classes: bool = True
-    bias: bool = True
-    logprobs: bool = True
-    trace: bool = True
+__all__ = ["Steering"]
 
 
 class Facts:
@@ -61,7 +33,9 @@ class Facts:
     def __init__(self, kwargs: dict[str, Any], table: SlotTable) -> None:
         self._kwargs, self._table = kwargs, table
         self.steady = False  # each token is its request's last: nothing is to be picked out
-        self.broken: torch.Tensor | None = None  # 0.0, or NaN where the model's last hidden state of the token is not finite
+        self.broken: torch.Tensor | None = (
+            None  # 0.0, or NaN where the model's last hidden state of the token is not finite
+        )
         self.moves: dict[HookPoint, Moves] = {}
 
     def advance(self, kwargs: dict[str, Any]) -> None:
@@ -205,7 +179,7 @@ class Steering:
         self.switches = Switches()
         self.report = torch.zeros(config.max_requests, CLASSES.stop, device=device)
         self.trace = torch.zeros(config.max_requests, layers, 3, device=device)  # z before, z after, shift
-        self.options = torch.zeros(config.max_requests, MAX_LABELS * MAX_VARIANTS, device=device)
+        self.head = Head(self.slots, config.max_requests)
         self.captured = {
             point: torch.zeros(config.max_requests, layers, width, device=device) for point in config.capture
         }
@@ -269,7 +243,7 @@ class Steering:
                     facts.moves[point] = Moves(facts, table, rows, self.switches)
 
     def _end(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        """Looks at every token, not at those alone that choose: what is not finite stays so through the layers, and nothing else sees it."""
+        """Looks at every token, not only at those that choose: what is not finite stays so through the layers, unseen by others."""
         if self._facts is not None:
             self._facts.broken = (output[0][0] * 0).sum(-1, dtype=torch.float32)
 
@@ -296,57 +270,7 @@ class Steering:
         report = self.report[: scores.shape[0]]
         self._account(facts, report)
         _spoil(facts, report)
-        slots, position = facts.slots_new, facts.position[facts.last]
-        report[:, COUNTS + 5] = scores.amax(-1)  # not finite where a logit is none, or all are -inf
-        raw, unbiased = scores, None
-        if self.switches.bias:
-            unbiased, scores = scores, self._biased(scores, slots, position)
-        if self.switches.classes:
-            report[:, CLASSES] = _class_logits(scores, self.slots.variants[slots])
-        if self.switches.sampling:
-            unbiased = None if unbiased is None else self.slots.draws.apply(unbiased, slots, position + 1)
-            scores = self.slots.draws.apply(scores, slots, position + 1)
-        if self.switches.choice:
-            self._choose(raw, slots, position, report)
-        due = self.slots.choice.due(slots, position)[:, None] if self.switches.forced else None
-        if self.switches.logprobs or unbiased is not None:
-            chosen = scores.argmax(-1, keepdim=True)
-            chosen = chosen if due is None else torch.where(due >= 0, due, chosen)
-            report[:, COUNTS + 2] = (raw.gather(1, chosen) - raw.logsumexp(-1, keepdim=True))[:, 0]
-            if unbiased is not None:
-                self._end_bias(unbiased, chosen, slots, report)
-        if due is not None:
-            at = due.clamp_min(0)
-            scores.scatter_(1, at, torch.where(due >= 0, torch.finfo(scores.dtype).max, scores.gather(1, at)))
-        return scores
-
-    def _choose(self, logits: torch.Tensor, slots: torch.Tensor, position: torch.Tensor, report: torch.Tensor) -> None:
-        """Rows at the point where their label is chosen: writes its spelling and the labels' scores to the report."""
-        found = self.slots.choice.choose(logits, slots, position, self.slots.draws)
-        here = found.here[:, None]
-        report[:, CLASSES] = torch.where(here, found.scores, report[:, CLASSES])
-        report[:, COUNTS + 3] = torch.where(found.here, found.biased.float(), report[:, COUNTS + 3])
-        report[:, COUNTS + 4] = found.best.float()
-        if self.switches.points:
-            self.options[: report.shape[0]] = found.options
-        self.slots.end_with_label(slots)
-
-    def _end_bias(
-        self, unbiased: torch.Tensor, chosen: torch.Tensor, slots: torch.Tensor, report: torch.Tensor
-    ) -> None:
-        """Free answers: writes where the bias changed the token. Once a label's token is chosen nothing is biased behind it."""
-        answered = (self.slots.variants[slots] == chosen[:, :, None]).flatten(1).any(-1)
-        changed = (unbiased.argmax(-1, keepdim=True) != chosen)[:, 0]
-        free = (self.slots.variants[slots] >= 0).flatten(1).any(-1)
-        report[:, COUNTS + 3] = torch.where(free, changed.float(), report[:, COUNTS + 3])
-        self.slots.bias.index_put_((slots,), torch.where(answered[:, None], 0.0, self.slots.bias[slots]))
-
-    def _biased(self, scores: torch.Tensor, slots: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Scores (R, V) with each request's bias added to its variants' logits, as far as its answer is still to be chosen."""
-        variants = self.slots.variants[slots]  # (R, labels, spellings)
-        bias = torch.where(position <= self.slots.bias_until[slots], 1.0, 0.0)[:, None] * self.slots.bias[slots]
-        added = torch.where(variants >= 0, bias[:, :, None], 0.0).flatten(1)
-        return scores.scatter_add(1, variants.clamp_min(0).flatten(1), added)
+        return self.head.finish(scores, facts.slots_new, facts.position[facts.last], report, self.switches)
 
     def _account(self, facts: Facts, report: torch.Tensor) -> None:
         """Writes counts (batch order) and reads (order of new tokens) to the report, and the trace."""
@@ -377,17 +301,13 @@ class Steering:
 def _spoil(facts: Facts, report: torch.Tensor) -> None:
     """Makes the first count of a request NaN where one of its tokens is not finite."""
     if facts.broken is None:
-        raise RuntimeError("a step was finished without the hook behind the model's last layer; nothing of it is served")
+        raise RuntimeError(
+            "a step was finished without the hook behind the model's last layer; nothing of it is served"
+        )
     broken = facts.broken.to(report.device)
     if not facts.steady:
         broken = torch.zeros(report.shape[0] + 1, device=report.device).index_add_(0, facts.request, broken)[:-1]
     report[:, 0] += broken
-
-
-def _class_logits(scores: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
-    """The largest logit over each class's token variants (docs/method.md, error target). scores (R, V), variants (R, C, M)."""
-    picked = scores.gather(1, variants.clamp_min(0).flatten(1)).view(variants.shape)
-    return picked.masked_fill(variants < 0, float("-inf")).amax(-1)
 
 
 def _on_output(act: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[..., Any]:

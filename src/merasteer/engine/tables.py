@@ -184,6 +184,7 @@ class SlotTable:
         self.bias_until = full(-1, torch.int32)
         self.draws = Draws(full(0, torch.float32), full(0, torch.long), full(1, torch.float32), full(0, torch.long))
         self.choice = ChoiceTable(slots, device)
+        self.logprobs = torch.zeros(slots, dtype=torch.bool, device=device)  # whether they are wanted
         self.variants = torch.full((slots, MAX_LABELS, MAX_VARIANTS), -1, dtype=torch.long, device=device)
 
     def assign(self, slot: int, request: GenerationRequest) -> None:
@@ -199,6 +200,7 @@ class SlotTable:
         draws.top_k[slot] = sampling.top_k or 0
         draws.seed[slot] = sampling.seed
         self.choice.assign(slot, request)
+        self.logprobs[slot] = request.logprobs
         self.variants[slot] = -1
         for label, ids in enumerate(request.variants or ()):
             self.variants[slot, label, : len(ids)] = torch.tensor(ids)

@@ -18,6 +18,8 @@ __all__ = [
     "ClassScores",
     "PercentileBin",
     "apply_logit_bias",
+    "balanced_accuracy",
+    "confusion",
     "error_by_percentile",
     "fit_logit_bias",
     "majority_accuracy",
@@ -119,6 +121,31 @@ def precision_recall_f1(labels: ArrayLike, predictions: ArrayLike, classes: int)
         raise InvalidInput(f"labels, predictions: outside 0..{classes - 1}; only a prediction may be -1 (missing)")
     items, given, hits = (np.bincount(values, minlength=classes) for values in (y, p[p >= 0], y[y == p]))
     return ClassScores(_ratio(hits, given), _ratio(hits, items), _ratio(2 * hits, items + given))
+
+
+def balanced_accuracy(labels: ArrayLike, predictions: ArrayLike, classes: int) -> float:
+    """Mean recall of the classes that have items: 1/C for any constant answer, however frequent its class is.
+
+    >>> balanced_accuracy([0, 1, 1, 1], [1, 1, 1, 1], 2)
+    0.5
+    """
+    found = [share for share in recall(labels, predictions, classes) if share is not None]
+    return float(np.mean(found))
+
+
+def confusion(labels: ArrayLike, predictions: ArrayLike, classes: int, *, missing: bool = False) -> list[list[int]]:
+    """Counts: a row per true class, a column per answer; with `missing` one more column, for answers that are of no class.
+
+    >>> confusion([0, 0, 1], [0, -1, 1], 2, missing=True)
+    [[1, 0, 1], [0, 1, 0]]
+    """
+    y, p = _pair(labels, predictions)
+    answered, columns = p >= 0, classes + missing
+    if not missing and not answered.all():
+        raise InvalidInput(f"predictions: {int((~answered).sum())} are missing, and have no column; give missing=True")
+    counts = np.zeros((classes, columns), dtype=np.int64)
+    np.add.at(counts, (y, np.where(answered, p, columns - 1)), 1)
+    return [[int(count) for count in row] for row in counts]
 
 
 def majority_accuracy(labels: ArrayLike) -> float:

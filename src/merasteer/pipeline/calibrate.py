@@ -15,14 +15,19 @@ import numpy.typing as npt
 
 from merasteer.method.bounds import betting_lower_bounds
 from merasteer.method.certify import Certificate, certify, rank
-from merasteer.pipeline.batch import answers, predicted_error, running
+from merasteer.pipeline.asking import Asker, Found
+from merasteer.pipeline.attempts import attempt_of, effects_of, standing
+from merasteer.pipeline.batch import running
 from merasteer.pipeline.canaries import WORDS, measured
-from merasteer.pipeline.collect import answers_of
+from merasteer.pipeline.draft import journal_of
 from merasteer.pipeline.fit import vectors_of
+from merasteer.pipeline.gates import Known
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.options import Options
 from merasteer.pipeline.progress import Bars
+from merasteer.pipeline.ranking import Ranking, key_of
 from merasteer.pipeline.workspace import Output
+from merasteer.store.ledger import Entry
 from merasteer.types import Correction, Positions
 
 __all__ = ["COMBINED", "Choice", "calibrate", "choose", "correction_in", "key_of", "steps_of"]
@@ -41,29 +46,32 @@ def correction_in(calibrated: Output) -> Correction | None:
     return Correction(**values)  # JSON knows no tuples
 
 
-def key_of(candidate: Correction) -> str:
-    """The name of a candidate in calibration.json."""
-    if not candidate.moves:
-        return "logit_bias"
-    return f"{candidate.readout}/{candidate.alpha:g}{'+bias' * (candidate.bias is not None)}"
-
-
 @dataclass(frozen=True)
 class Choice:
     """The candidates that were ranked, their gains on the ordering subset, and the certificate.
 
-    readout: key of the readout that the artifact gets; None when there is no readout at all.
+    readout: key of the readout that the artifact gets; None when there is no readout at all. alone: of a bench's row that is not
+    certified at its column's level: the candidate that passes at δ, as if nothing else had been tested on these rows.
     """
 
     candidates: tuple[Correction, ...]
     gains: Mapping[str, float]
     certificate: Certificate
     readout: str | None
+    refused: bool = False  # it passed its test, and its answers collapse
+    alone: str | None = None
+
+    @property
+    def passed(self) -> str | None:
+        """Key of the candidate that passed its test."""
+        return self.certificate.chosen or self.alone
 
     @property
     def chosen(self) -> Correction | None:
-        """The certified candidate."""
-        return next((one for one in self.candidates if key_of(one) == self.certificate.chosen), None)
+        """The candidate that passed, unless its answers collapse."""
+        if self.refused:
+            return None
+        return next((one for one in self.candidates if key_of(one) == self.passed), None)
 
     @property
     def served(self) -> Correction:
@@ -76,7 +84,7 @@ def steps_of(fitted: Output, positions: Positions) -> list[Correction]:
     return [
         Correction("mera", key, alpha, positions=positions)
         for key, facts in fitted.facts["readouts"].items()
-        for alpha in facts["alphas"]
+        for alpha in reversed(facts["alphas"])  # of equal gains the one that moves least
     ]
 
 
@@ -86,12 +94,14 @@ def choose(
     gains_of: Callable[[Sequence[Correction]], Sequence[float]],
     outcomes: Callable[[Correction], tuple[Correct, Correct]],
     options: Options,
+    level: Callable[[], float],
 ) -> Choice:
     """Ranks the candidates that the options allow and tests the best.
 
     gains_of: accuracy gains on the ordering subset. outcomes: which calibration items are answered right without the candidate
     and with it; asked for the tested candidates only. bias: the labels', of the candidates that have one. Equal gains: the bias alone
-    before any step, a step before the same with the bias on top: what does less is preferred.
+    before any step, a step before the same with the bias on top: what does less is preferred. level: at which the best is tested, asked
+    for once all is ranked (`store.ledger`).
     """
     wanted = options.candidates
     alone = [Correction("logit_bias", bias=bias)] if "logit_bias" in wanted else []
@@ -107,7 +117,7 @@ def choose(
     certificate = certify(
         ranked,
         lambda key: outcomes(known[key]),
-        delta=options.delta,
+        delta=level() if ranked else options.delta,
         epsilon=options.epsilon,
         chances=options.chances,
         test=options.test,
@@ -120,47 +130,55 @@ def choose(
 
 
 def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output:
-    """All candidates over the ordering subset in one batch; the best (or the best `chances`) over the calibration split.
+    """All candidates over the ordering subset; the best (or the best `chances`) over the calibration split.
 
     Steps with the bias on top are a second, small batch: which of them are tried is known behind the first.
     """
-    items = [job.splits.train[i] for i in job.ordering]
-    train, held_out = job.prompts(items), job.prompts(job.splits.calibration)
-    answers_wanted = np.asarray([example.label for example in items])
-    labels = [example.label for example in job.splits.calibration]
-    before = answers_of(collected).correct([example.label for example in job.splits.train])[job.ordering]
-    unsteered = answers_of(collected, "calibration").correct(labels)
-    changes: dict[str, npt.NDArray[np.int64]] = {}  # D of every ordering item, by candidate
-    with running(job.loaded, max(train.longest, held_out.longest)) as engine:
-        for key, vectors in vectors_of(fitted).items():
-            engine.register(key, vectors)
-
-        def gains_of(candidates: Sequence[Correction]) -> list[float]:
-            requests = [request for one in candidates for request in train.requests(one)]
-            with bars.bar("calibrate: candidates", len(requests)) as bar:
-                after = (
-                    answers(engine, requests, bar, train.where).label.reshape(len(candidates), len(items))
-                    == answers_wanted
-                )
-            for one, row in zip(candidates, after, strict=True):
-                changes[key_of(one)] = row.astype(np.int64) - before
-            return [float(changes[key_of(one)].mean()) for one in candidates]
+    train, held_out = job.prompts([job.splits.train[i] for i in job.ordering]), job.prompts(job.splits.calibration)
+    labels, vectors = [example.label for example in job.splits.calibration], vectors_of(fitted)
+    tested: dict[str, Found] = {}
+    entered: list[Entry] = []
+    with (
+        running(job.loaded, max(train.longest, held_out.longest)) as engine,
+        journal_of(job.workspace.folder, "calibrate") as journal,
+    ):
+        for key, one in vectors.items():
+            engine.register(key, one)
+        ordering = Known.of(job.served, job.loaded.dtype, collected, vectors, "train", job.ordering)
+        ranking = Ranking(Asker(engine, train, ordering, journal), ordering, _wanted(job), bars)
+        calibration = Known.of(job.served, job.loaded.dtype, collected, vectors, "calibration")
+        asker = Asker(engine, held_out, calibration, journal)
 
         def outcomes(candidate: Correction) -> tuple[Correct, Correct]:
-            with bars.bar("calibrate: test", len(labels)) as bar:
-                steered = answers(engine, held_out.requests(candidate), bar, held_out.where)
-            return unsteered, steered.correct(labels)
+            key = key_of(candidate)
+            [tested[key]] = asker.ask(f"calibrate: test of {key}", [candidate], bars)
+            return calibration.unsteered.correct(labels), tested[key].answers.correct(labels)
+
+        def level() -> float:
+            entered.append(attempt_of(job))
+            return entered[0].level / entered[0].parts
 
         steps, bias = steps_of(fitted, job.options.positions), tuple(fitted.tensors["label_bias"].tolist())
-        choice = choose(steps, bias, gains_of, outcomes, job.options)
-        with bars.bar("calibrate: what is served", len(labels)) as bar:
-            read = predicted_error(engine, held_out.requests(choice.served), bar)
-        canaries = None
+        choice = choose(steps, bias, ranking.gains, outcomes, job.options, level)
+        if job.column:
+            choice = _also_alone(choice, job.options)
+        effects = {
+            key: effects_of(job, calibration.unsteered, found.answers, choice.certificate)
+            for key, found in tested.items()
+        }
+        passed = choice.passed
+        if passed is not None and effects[passed]["collapse"] and not job.options.allow_collapse:
+            choice = replace(choice, refused=True)
+        served = choice.served
+        found = tested.get(key_of(served)) if choice.chosen == served else None
+        if found is None:
+            [found] = asker.ask("calibrate: what is served", [served], bars)
+        read, canaries = found.predicted_error, None
         if choice.chosen is not None:
             with bars.bar("calibrate: canaries", len(WORDS)) as bar:
-                canaries = measured(engine, job.prompter, choice.served, job.loaded.dtype, bar)
+                canaries = measured(engine, job.prompter, served, job.loaded.dtype, bar)
     facts = {
-        "calibration": _document(fitted, choice, changes)
+        "calibration": _document(job, fitted, choice, ranking, entered, effects)
         | ({"predicted_error": read} if read else {})
         | ({"canaries": canaries.to_json()} if canaries else {}),
         "chosen": asdict(choice.chosen) if choice.chosen else None,
@@ -169,20 +187,44 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
     return Output(facts)
 
 
-def _document(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
-    """calibration.json."""
+def _wanted(job: Job) -> npt.NDArray[np.int64]:
+    return np.asarray([job.splits.train[i].label for i in job.ordering], dtype=np.int64)
+
+
+def _also_alone(choice: Choice, options: Options) -> Choice:
+    """The choice; where it is not certified, with the first candidate that passes at δ/chances."""
+    if choice.certificate.certified:
+        return choice
+    level = options.delta / options.chances
+    passed = next((one.candidate for one in choice.certificate.tested if one.n and one.p_value <= level), None)
+    subject = next((one for one in choice.candidates if key_of(one) == passed), None)
+    return choice if subject is None else replace(choice, alone=passed, readout=subject.readout or choice.readout)
+
+
+def _document(
+    job: Job,
+    fitted: Output,
+    choice: Choice,
+    ranking: Ranking,
+    entered: Sequence[Entry],
+    effects: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """calibration.json. A row of a bench may be decided "alone": it is never published."""
     certificate = choice.certificate
     # Without a readout nothing is published but a certified bias, so abstaining then is for want of a probe.
-    reason = None if certificate.certified else "uncertified" if choice.readout else "no_probe"
+    failed = "collapse" if choice.refused else "uncertified" if choice.readout else "no_probe"
+    decision = "abstained" if choice.chosen is None else "alone" if choice.alone else "certified"
     return {
         "test": certificate.test,
         "epsilon": certificate.epsilon,
-        "delta": certificate.delta,
+        "delta": job.options.delta,
+        **standing(entered),
         "chances": certificate.chances,
-        "decision": "certified" if certificate.certified else "abstained",
-        "reason": reason,
-        "chosen": certificate.chosen,
-        "candidates": list(_rows(fitted, choice, changes)),
+        **({"allowed": "collapse"} if job.options.allow_collapse else {}),
+        "decision": decision,
+        "reason": failed if choice.chosen is None else None,
+        "chosen": None if choice.chosen is None else choice.passed,
+        "candidates": list(_rows(fitted, choice, ranking)),
         "tested": [
             {
                 "key": result.candidate,
@@ -192,17 +234,18 @@ def _document(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[
                 "p_value": result.p_value,
                 "gain": result.gain,
                 "lower_bound": result.lower_bound,
+                **effects[result.candidate],
             }
             for result in certificate.tested
         ],
     }
 
 
-def _rows(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.int64]]) -> Iterator[dict[str, Any]]:
+def _rows(fitted: Output, choice: Choice, ranking: Ranking) -> Iterator[dict[str, Any]]:
     """One row per candidate. Its bound stands for itself alone, as if no other had been tried: for looking, not for deciding."""
     if not choice.candidates:
         return
-    rows = np.stack([changes[key_of(candidate)] for candidate in choice.candidates])
+    rows = np.stack([ranking.changes[key_of(candidate)] for candidate in choice.candidates])
     bounds = betting_lower_bounds(rows, choice.certificate.delta)
     for candidate, row, bound in zip(choice.candidates, rows, bounds, strict=True):
         facts = fitted.facts["readouts"][candidate.readout] if candidate.readout else {}
@@ -217,4 +260,6 @@ def _rows(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.i
             "lower_bound": float(bound),
             # "mera" goes without saying, as in artifacts from before there was another.
             **({} if candidate.method == "mera" else {"method": candidate.method}),
+            # It changed no answer among the items of highest predicted error, and was not asked about the rest.
+            **({"dropped": True} if key_of(candidate) in ranking.dropped else {}),
         }

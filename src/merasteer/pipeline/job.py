@@ -25,7 +25,7 @@ from merasteer.store.documents import canonical
 from merasteer.tasks import Prompter, demonstrations, load_task, read_examples, resolve, split
 from merasteer.types import Example, ServedTask, Splits, Task
 
-__all__ = ["MINIMUM_TRAIN", "Job", "Loading", "prepare"]
+__all__ = ["MINIMUM_TRAIN", "Column", "Job", "Loading", "prepare"]
 
 MINIMUM_TRAIN = 40  # fewer leave nothing to fit, select and rank on
 PACKAGES = ("mera-server", "numpy", "scikit-learn", "scipy", "torch", "transformers")
@@ -44,9 +44,20 @@ class Loading:
         return load_model(model, dtype=self.dtype, device=self.device, device_map=self.device_map)
 
 
+@dataclass(frozen=True)
+class Column:
+    """Rows of a bench on the same model and task: one entry of the ledger, whose level its `parts` tests share.
+
+    test: the entry's name, which follows from all of them.
+    """
+
+    test: str = ""
+    parts: int = 1
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A model, a task, its splits and the options: all that the outputs follow from."""
+    """A model, a task, its splits and the options: all that the outputs follow from. column: of which it is a row, None for a run."""
 
     loaded: LoadedModel
     identity: ModelIdentity
@@ -56,6 +67,7 @@ class Job:
     splits: Splits
     options: Options
     store: Path
+    column: Column | None = None
 
     @property
     def versions(self) -> dict[str, str]:
@@ -65,7 +77,8 @@ class Job:
     @cached_property
     def workspace(self) -> Workspace:
         """The folder of stage outputs for exactly these inputs."""
-        return self._workspace({"options": self.options.as_dict()})
+        # A row is decided at its column's level, so a run never takes it for its own; which column is told by its calibration alone.
+        return self._workspace({"options": self.options.as_dict()} | ({"column": True} if self.column else {}))
 
     @cached_property
     def ground(self) -> Workspace:

@@ -30,6 +30,7 @@ class Options:
     delta, epsilon, chances, test: see `merasteer.method.certify`. ordering: training items held out from the probe fit to
     rank candidates on (at most half of the training split). grid: where the thresholds α come from (`pipeline.fit`).
     top_k: items at either end of the contrastive direction. seed: of every random draw (splits have their own).
+    allow_collapse: a candidate under which answers collapse (`method.harm`) may be certified; the word stays with it.
     candidates: what may be chosen: steps, the logit bias alone, or the bias on top of the best steps (`pipeline.calibrate`).
     layers: of the layers that read the error, which act: all, the one of best, median or worst held-out score, or those listed.
     sae: (layer, folder) of sparse autoencoders whose encodings are probed too, for the report alone (`probes.sae`).
@@ -50,6 +51,7 @@ class Options:
     candidates: tuple[OwnMethod, ...] = OWN_METHODS
     layers: Layers = "all"
     sae: tuple[tuple[int, str], ...] = ()
+    allow_collapse: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.delta < 1.0:

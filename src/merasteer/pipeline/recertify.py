@@ -8,6 +8,7 @@ task has them now.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from merasteer.engine import LoadedModel
 from merasteer.errors import BadSplits, BadTask, InvalidInput
 from merasteer.method.certify import Certificate, certify
+from merasteer.pipeline.attempts import attempt_of, effects_of, standing
 from merasteer.pipeline.batch import answers, predicted_error, running
 from merasteer.pipeline.canaries import measured
 from merasteer.pipeline.job import Job, prepare
@@ -25,6 +27,8 @@ from merasteer.pipeline.options import Options
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.report import certificate_in
 from merasteer.store import ModelIdentity, load, publish, resolve_prefix, snapshot
+from merasteer.store.documents import canonical
+from merasteer.store.ledger import Entry
 from merasteer.tasks import load_task
 from merasteer.types import Artifact, Correction, Task
 
@@ -114,19 +118,23 @@ def recertify(renewal: Renewal, bars: Bars | None = None) -> dict[str, Any]:
     with running(job.loaded, prompts.longest) as engine:
         engine.register(old.digest, old.vectors)
         with (bars or Bars()).bar("recertify", 3 * len(labels)) as bar:
-            before, after = (answers(engine, requests, bar, prompts.where).correct(labels) for requests in asked)
-            level = {name: old.calibration[name] for name in ("delta", "epsilon", "chances", "test")}
-            certificate = certify([old.calibration["chosen"]], lambda _: (before, after), **level)
-            read = predicted_error(engine, prompts.requests(renewal.served(certified=certificate.certified)), bar)
+            entry = attempt_of(job, _test_of(renewal), "recertify", delta=old.calibration["delta"])
+            before, after = (answers(engine, requests, bar, prompts.where) for requests in asked)
+            how = {name: old.calibration[name] for name in ("epsilon", "chances", "test")}
+            outcomes = before.correct(labels), after.correct(labels)
+            certificate = certify([old.calibration["chosen"]], lambda _: outcomes, delta=entry.level, **how)
+            effects = effects_of(job, before, after, certificate)
+            certified = certificate.certified and (effects["collapse"] is None or bool(old.calibration.get("allowed")))
+            read = predicted_error(engine, prompts.requests(renewal.served(certified=certified)), bar)
             canaries = None
-            if certificate.certified:
+            if certified:
                 canaries = measured(engine, job.prompter, old.correction, job.loaded.dtype, bar)
     document = (
-        _document(old, certificate)
+        _document(old, certificate, entry, effects, certified=certified)
         | ({"predicted_error": read} if read else {})
         | ({"canaries": canaries.to_json()} if canaries else {})
     )
-    manifest = _manifest(renewal, certified=certificate.certified)
+    manifest = _manifest(renewal, certified=certified)
     folder = publish(job.store, manifest=manifest, calibration=document, tensors=_tensors(old))
     return {
         "task": old.task.name,
@@ -140,16 +148,26 @@ def recertify(renewal: Renewal, bars: Bars | None = None) -> dict[str, Any]:
     }
 
 
-def _document(old: Artifact, certificate: Certificate) -> dict[str, Any]:
+def _test_of(renewal: Renewal) -> str:
+    """What makes it the same test when it is repeated: artifact, conditions and versions."""
+    follows = [renewal.artifact.digest, renewal.job.identity.manifest(), renewal.job.conditions.runtime()]
+    return hashlib.sha256(canonical([*follows, renewal.job.versions])).hexdigest()[:12]
+
+
+def _document(
+    old: Artifact, certificate: Certificate, entry: Entry, effects: dict[str, Any], *, certified: bool
+) -> dict[str, Any]:
     """calibration.json: what was ranked then, what was tested now."""
     tested = {"key" if name == "candidate" else name: value for name, value in asdict(certificate.tested[0]).items()}
-    reason = "uncertified" if old.vectors.active_layers else "no_probe"
+    failed = "uncertified" if old.vectors.active_layers else "no_probe"
+    failed = "collapse" if certificate.certified else failed
     return {
         **{name: old.calibration[name] for name in KEPT},
-        "decision": "certified" if certificate.certified else "abstained",
-        "reason": None if certificate.certified else reason,
-        "chosen": certificate.chosen,
-        "tested": [tested],
+        **standing([entry]),
+        "decision": "certified" if certified else "abstained",
+        "reason": None if certified else failed,
+        "chosen": certificate.chosen if certified else None,
+        "tested": [tested | effects],
         "recertifies": old.digest,
     }
 

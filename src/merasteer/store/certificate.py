@@ -1,12 +1,14 @@
 """calibration.json: every candidate, the ones tested, the decision. Keys beside those checked here may stand.
 
 test, epsilon, delta, chances      what was tested, and at which level (δ / chances each)
-decision, reason                   "certified" and null, or "abstained" and why: "uncertified" or "no_probe"
+decision, reason                   "certified" and null, or "abstained" and why: "uncertified", "no_probe" or "collapse"
 chosen                             key of the candidate that the decision is about, or null
 candidates                         key, hook_point, direction, alpha (null: a logit bias), gain on the ordering subset;
                                    method where it is not "mera"
 canaries                           optional: what the certified engine gave for some prompts (`merasteer.engine.canaries`)
-tested                             key, n, gained, lost, p_value, gain, lower_bound on the calibration split
+level, attempt, entry              at which level the test was made, as the how-manieth on these rows, by which line of the ledger
+tested                             key, n, gained, lost, p_value, gain, lower_bound on the calibration split; collapse, below_majority,
+                                   broken (`method.harm`)
 """
 
 from __future__ import annotations
@@ -35,11 +37,15 @@ def validate(raw: object) -> Mapping[str, Any]:
     root.number("epsilon", -1.0, 1.0)
     root.probability("delta")
     root.integer("chances", 1)
+    if "level" in root.value:  # of schema 2: artifacts of before were tested at δ
+        root.probability("level")
+        root.integer("attempt", 1)
+        root.text("entry")
     certified = root.choice("decision", ("certified", "abstained")) == "certified"
     if certified != (root.value["reason"] is None):
         root.refuse("reason", f"{shown(root.value['reason'])} does not go with the decision {root.value['decision']}")
     if not certified:
-        root.choice("reason", ("uncertified", "no_probe"))
+        root.choice("reason", ("uncertified", "no_probe", "collapse"))
     keys = [_candidate(row) for row in root.rows("candidates", CANDIDATE, closed=False)]
     tested = [_tested(row) for row in root.rows("tested", TESTED, closed=False)]
     if len(set(keys)) != len(keys) or len(set(tested)) != len(tested):
@@ -108,7 +114,7 @@ def agree(manifest: Manifest, calibration: Mapping[str, Any]) -> None:
             raise BadArtifact(
                 f"steering.{name}: {shown(served[name])} is not the certified {shown(tested)}; publish again"
             )
-    level = calibration["delta"] / calibration["chances"]
+    level = calibration.get("level", calibration["delta"]) / calibration["chances"]
     if (p := _row(calibration, "tested", calibration["chosen"])["p_value"]) > level * (1 + 1e-9):
         raise BadArtifact(
             f"tested.p_value: {p:g} is above the level {level:g}, yet certified is true; publish the artifact again"
@@ -122,7 +128,9 @@ def certificate_of(calibration: Mapping[str, Any]) -> dict[str, Any] | None:
     tested = {row["key"]: row for row in calibration["tested"]}
     row = tested.get(calibration["chosen"], calibration["tested"][0])
     shared = {name: calibration[name] for name in ("test", "delta", "epsilon", "chances")}
-    return {**shared, **{name: row[name] for name in TESTED}, "candidates": len(calibration["candidates"])}
+    shared |= {"level": calibration.get("level", calibration["delta"]), "attempt": calibration.get("attempt")}
+    effects = {name: row.get(name) for name in ("collapse", "below_majority", "broken")}
+    return {**shared, **{name: row[name] for name in TESTED}, **effects, "candidates": len(calibration["candidates"])}
 
 
 def _row(calibration: Mapping[str, Any], table: str, key: str) -> Mapping[str, Any]:

@@ -9,7 +9,10 @@ from merasteer.store.scanning import Entry
 
 __all__ = ["summary"]
 
-TESTED = ("test", "p_value", "gain", "lower_bound", "epsilon", "delta", "n", "candidates")
+TESTED = (
+    "test", "p_value", "gain", "lower_bound", "epsilon", "delta", "level", "attempt", "n", "candidates",
+    "collapse", "below_majority", "broken",
+)  # fmt: skip
 
 
 def summary(entry: Entry) -> dict[str, Any]:

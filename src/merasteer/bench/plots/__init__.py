@@ -7,12 +7,12 @@ from pathlib import Path
 
 from merasteer.bench.cells import Cell
 from merasteer.bench.layout import Layout
-from merasteer.bench.plots import calibration, percentiles, probe_error, spi, transitions
+from merasteer.bench.plots import calibration, percentiles, probe_error, recall, spi, transitions
 from merasteer.bench.plots.style import save, styled
 
 __all__ = ["draw"]
 
-KINDS = (spi, probe_error, calibration, transitions, percentiles)
+KINDS = (spi, probe_error, calibration, transitions, recall, percentiles)
 
 
 def draw(cells: Sequence[Cell], methods: Sequence[str], out: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from merasteer.bench.layout import Column, Layout
 from merasteer.bench.plots.style import GREY, panels, slugs
-from merasteer.bench.table import number
+from merasteer.bench.table import MARKS, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ SIDE_BY_SIDE = 10  # columns at most in one figure
 WIDTH, HEIGHT = 1.0, 0.36  # of a cell, inches
 CHARACTERS = 13  # of a model's name per column
 LEAST = 0.5  # end of the colour scale, so that small effects look small
+KEY = "✓ certified at its column's level    (✓) passes at δ alone    – abstained    no mark: always on, without a certificate"
 DARK = 0.6  # share of the colour scale from which white text is the readable one
 
 
@@ -65,7 +66,7 @@ def _figure(layout: Layout, places: Sequence[Place], limit: float, title: str) -
     if len(layout.models) > 1 and len({place.model for place in places}) > 1:
         _name_models(axes, places, len(layout.methods))
     figure.colorbar(mesh, ax=axes, fraction=0.03, pad=0.02, label="SPI").outline.set_visible(False)
-    figure.supxlabel("✓ certified    – abstained    no mark: always on, without a certificate", fontsize=8, color=GREY)
+    figure.supxlabel(KEY, fontsize=8, color=GREY)
     return figure
 
 
@@ -88,7 +89,7 @@ def _write(axes: Axes, layout: Layout, place: Place, method: str, corner: tuple[
         return
     low, high = cell["spi_interval"]
     colour = "white" if abs(cell["spi"]) > DARK * limit else "black"
-    mark = " ✓" if cell["decision"] == "certified" else ""
+    mark = MARKS.get(cell["decision"], "")
     for text, points, size in ((number(cell["spi"]) + mark, 4, 9), (f"{number(low)} to {number(high)}", -7, 6)):
         axes.annotate(text, (x, y), xytext=(0, points), textcoords="offset points", ha="center", va="center",
                       color=colour, fontsize=size)  # fmt: skip

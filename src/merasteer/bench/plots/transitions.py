@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merasteer.bench.layout import Column, Layout
-from merasteer.bench.plots.style import GREY, handle, legend, panels, slugs
+from merasteer.bench.plots.style import COLOURS, GREY, handle, legend, panels, slugs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,11 @@ PARTS = {  # in this order the border in the middle is the steered accuracy
     "repaired": ("repaired", "#0072b2", "white"),
     "broken": ("broken", "#d55e00", "white"),
     "kept_wrong": ("kept wrong", "#e0e0e0", "black"),
+}
+LINES: dict[str, tuple[str, dict[str, Any]]] = {  # accuracies that are a panel's, whatever the method
+    "majority": ("majority", {"color": "#606060", "linestyle": ":", "linewidth": 1.6}),
+    "label_probe": ("label probe", {"color": COLOURS[2], "linestyle": "-.", "linewidth": 1.2}),
+    "text_classifier": ("text classifier", {"color": COLOURS[3], "linestyle": "-.", "linewidth": 1.2}),
 }
 ROOM = 0.07  # share of the items from which a part has room for its number
 
@@ -35,7 +40,8 @@ def figures(layout: Layout) -> Iterator[tuple[str, Figure]]:
         for axes, column in zip(all_axes, columns, strict=True):
             _panel(axes, layout, model, column)
         handles = [handle(name, color=colour, linewidth=7) for name, colour, _ in PARTS.values()]
-        legend(figure, [*handles, handle("unsteered accuracy", linestyle="--", color="black")])
+        lines = [handle(name, **style) for name, style in LINES.values()]
+        legend(figure, [*handles, handle("unsteered accuracy", linestyle="--", color="black"), *lines])
         yield f"transitions-{slug}", figure
 
 
@@ -61,3 +67,10 @@ def _panel(axes: Axes, layout: Layout, model: str, column: Column) -> None:
             left += share
         before = cell["accuracy"]["unsteered"]
         axes.plot([before, before], [y - 0.5, y + 0.5], color="black", linestyle="--", linewidth=1)
+    done = layout.done(model, column).values()
+    for name, (_, style) in LINES.items():
+        for share in dict.fromkeys(
+            cell["accuracy"].get(name) for cell in done
+        ):  # methods with other splits have others
+            if share is not None:
+                axes.axvline(share, **style)
