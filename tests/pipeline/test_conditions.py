@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -155,10 +156,9 @@ def test_a_run_that_meets_what_is_not_finite_names_the_row(
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NonFinite) as caught:
         run(copied, finished.task, tmp_path / "none", Options(ordering=100))
-    where = str(caught.value).partition(": engine: ")[0]
-    name, _, line = where.rpartition(":")
-    assert Path(name).name == "desks.jsonl", where
-    row = json.loads(finished.task.with_suffix(".jsonl").read_text().splitlines()[int(line) - 1])
+    named = re.match(r"(\S+desks\.jsonl):? line (\d+): engine: an activation", str(caught.value))
+    assert named is not None, caught.value
+    row = json.loads(finished.task.with_suffix(".jsonl").read_text().splitlines()[int(named[2]) - 1])
     assert "g3" in row["text"]
     assert not list(tmp_path.glob("none/**/manifest.json"))
 
