@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import socket
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from mera_server.cli import main
+from mera_server.commands.bench import spread
+
+from merasteer import bench as study
+from merasteer import demo
 
 
 def test_the_curl_call_gives_the_answer_that_is_shown(root: Path, server: str, blocks: Any, differs: Any) -> None:
@@ -45,3 +52,43 @@ def test_structure_names_only_what_exists(root: Path) -> None:
     bases = ["", "src/", "src/merasteer/", "server/mera_server/", "src/merasteer/engine/", "tests/"]
     for name in re.findall(r"`([\w/]+(?:\.py|/))`", page):
         assert any((root / base / name).exists() for base in bases), name
+
+
+def first_bench(root: Path) -> list[str]:
+    """The arguments of README's first `mera bench`."""
+    page = (root / "README.md").read_text()
+    return spread(shlex.split(re.findall(r"^mera (bench .*)$", page, re.MULTILINE)[0]))
+
+
+def test_the_first_bench_command_needs_no_network(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its checks pass with every socket refused, and they look at all that it needs."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    if not (demo.model_dir() / "config.json").is_file():
+        pytest.skip("the built-in demo is not built; run `mera demo build`")
+    asked: list[Any] = []
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    monkeypatch.setattr(study, "bench", lambda grid, **_: asked.append(grid) or [])
+    monkeypatch.setattr(study, "write_results", lambda grid, cells: [root / "README.md"])
+    monkeypatch.chdir(tmp_path)
+    assert main(first_bench(root)) == 0, capsys.readouterr().err
+    [grid] = asked
+    assert (grid.models, [task.name for task in grid.tasks]) == ((str(demo.model_dir()),), ["demo_spam"])
+    assert grid.size == len(grid.methods) == 5
+
+
+@pytest.mark.slow
+def test_the_first_bench_command_ends_with_its_table(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(first_bench(root)) == 0
+    said = capsys.readouterr().out
+    assert "| *label probe accuracy* |" in said
+    assert "failed" not in said.split("SPI on the test split")[0]
+    assert (tmp_path / "study" / "plots" / "recall-mera-demo.png").is_file()

@@ -142,7 +142,16 @@ def collected(options: Options, signal: tuple[float, ...] = SIGNAL, n: int = 300
     h = rng.normal(size=(n, len(signal), len(ALONG))) + np.array(signal)[:, None] * logits[:, None, None] * ALONG + 3.0
     train = tuple(Example(f"{i}", int(label), f"{i}") for i, label in enumerate(labels))
     model = cast(Any, SimpleNamespace(layers=len(signal), width=len(ALONG)))
-    job = Job(model, cast(Any, None), cast(Any, None), cast(Any, None), Splits(train, (), ()), options, Path())
+    job = Job(
+        model,
+        cast(Any, None),
+        cast(Any, None),
+        cast(Any, None),
+        cast(Any, None),
+        Splits(train, (), ()),
+        options,
+        Path(),
+    )
     tensors = {f"activations.{point}": torch.from_numpy(h).float() for point in options.hook_points}
     said = torch.from_numpy(probabilities.argmax(1))
     return job, Output({}, {"label": said, "probabilities": torch.from_numpy(probabilities), **tensors})

@@ -66,7 +66,7 @@ def test_the_predicted_error_of_the_calibration_split_is_that_of_the_served_path
     artifact = entry.artifact
     assert artifact is not None
     job = prepare(loaded, finished.task, finished.store, finished.options)
-    served = replace(artifact.correction, readout="served")
+    served = artifact.correction.under("served")
     prompts = job.prompts(job.splits.calibration)
     with running(loaded, prompts.longest) as engine:
         engine.register("served", artifact.vectors)

@@ -58,6 +58,7 @@ def test_what_was_not_certified_says_why_and_how_many_rows_would_settle_it() -> 
     assert "it put no answer right and broke none: 0.0 points" in said
     assert "It gained nothing over all the rows that it was tried on" in said
     assert "would settle it," not in said
+    assert "; the only candidate, ranked on training rows" in flat(uncertified(certificate=test | {"candidates": 1}))
 
 
 def test_without_a_probe_nothing_was_tested() -> None:
@@ -98,10 +99,8 @@ def test_a_label_that_pays_and_free_answers_are_told() -> None:
 
 def test_many_labels_share_a_column_and_no_text_moves_the_cursor() -> None:
     recall = {f"label {i}": [0.5 + i / 20, 0.9] for i in range(6)} | {"\x1b[2Jred": [0.1, None]}
-    none = {name: {} for name in ()}
-    said = summary(
-        made(recall=recall, baselines=none, confusion={"unsteered": [[1] * 7] * 7, "steered": [[1] * 7] * 7})
-    )
+    square = [[1] * 7] * 7
+    said = summary(made(recall=recall, baselines={}, confusion={"unsteered": square, "steered": square}))
     assert "lowest recall" in said
     assert ".100 \\x1b[2Jred" in said
     assert "\x1b" not in said
@@ -110,7 +109,8 @@ def test_many_labels_share_a_column_and_no_text_moves_the_cursor() -> None:
 def test_a_report_of_before_is_said_as_far_as_it_goes() -> None:
     new = ("balanced_accuracy", "confusion", "baselines", "candidates", "auroc", "coverage")
     old = {name: value for name, value in made().items() if name not in new}
-    old["certificate"] = {name: old["certificate"][name] for name in ("test", "delta", "epsilon", "p_value", "gain", "lower_bound", "candidates", "chances")}  # fmt: skip
+    counts = ("candidate", "n", "gained", "lost", "rows_to_settle")
+    old["certificate"] = {name: value for name, value in old["certificate"].items() if name not in counts}
     old["accuracy"] = {name: old["accuracy"][name] for name in ("unsteered", "steered", "majority", "logit_bias")}
     said = flat(old)
     assert "majority .750" in said

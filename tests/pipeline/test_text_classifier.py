@@ -16,7 +16,7 @@ def rows(n: int, classes: int, seed: int) -> tuple[list[str], list[int]]:
     rng = random.Random(seed)
     labels = [rng.randrange(classes) for _ in range(n)]
     filler = ["the", "film", "was", "it", "so", "and"]
-    return [" ".join(rng.choices(filler, k=6) + [rng.choice(WORDS[label])]) for label in labels], labels
+    return [" ".join([*rng.choices(filler, k=6), rng.choice(WORDS[label])]) for label in labels], labels
 
 
 def test_words_that_tell_the_class_are_found() -> None:

@@ -44,11 +44,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"model": model, "task": task, "store": store, "options": options, **more})
         return calls[-1]
 
-    def run_job(job: dict[str, Any], until: str) -> dict[str, Any] | None:
+    def run_job(job: dict[str, Any], until: str, bars: Any = None) -> dict[str, Any] | None:
         job["until"] = until
         return dict(REPORT) if until in ("evaluate", "publish") else None
 
-    def until_fit(job: dict[str, Any], until: str) -> dict[str, Output]:
+    def until_fit(job: dict[str, Any], until: str, bars: Any = None) -> dict[str, Output]:
         job["until"] = until
         score = {"hook_point": "residual", "readout": "error", "layer": 3, "rmse": 1.25, "dummy_rmse": 2.5}
         return {"fit": Output({"probes": [{**score, "auroc": 0.75, "standard_error": 0.1, "idle": False}]})}

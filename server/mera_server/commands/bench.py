@@ -16,7 +16,14 @@ SEVERAL = ("--models", "--tasks", "--methods", "--answer-positions")
 
 
 def bench(
-    models: Annotated[list[str], option("--models", "model folders, .gguf files or hub ids, or demo, one or more")],
+    models: Annotated[
+        list[str],
+        option(
+            "--models",
+            "model folders, .gguf files or hub ids, or demo, one or more",
+            variable="MERA_BENCH_MODELS",  # MERA_MODELS is where the tests find real ones
+        ),
+    ],
     tasks: Annotated[list[str], option("--tasks", "names or paths of tasks, one or more")],
     out: Annotated[
         Path, option("--out", "folder for records, table and plots; a study that was stopped goes on there")

@@ -15,9 +15,13 @@ from merasteer.errors import InvalidInput
 __all__ = ["Config", "Store", "all_options", "autoencoders", "indices", "option", "several", "show", "stores", "table"]
 
 
-def option(name: str, about: str, *also: str) -> Any:
-    """A typer option that `MERA_<NAME>` sets too; `also` are other names of it, each with its variable."""
-    variables = [PREFIX + flag.removeprefix("--").replace("-", "_").upper() for flag in (name, *also)]
+def option(name: str, about: str, *also: str, variable: str | None = None) -> Any:
+    """A typer option that `MERA_<NAME>` sets too, or `variable`; `also` are other names of it, each with its variable."""
+    variables = (
+        [variable]
+        if variable
+        else [PREFIX + flag.removeprefix("--").replace("-", "_").upper() for flag in (name, *also)]
+    )
     return typer.Option(name, *also, envvar=variables, help=about, show_envvar=False)
 
 

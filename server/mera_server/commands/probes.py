@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mera_server.commands import probes_operations
+from mera_server.commands.canaries import replay
 from mera_server.commands.options import Config, Store, option, show, stores, table
 from mera_server.settings import Settings
 from merasteer.errors import BadArtifact, InvalidInput
@@ -44,20 +45,32 @@ def show_(
 @app.command()
 def verify(
     digest: Annotated[str | None, typer.Argument(help="first digits; none: all of them")] = None,
+    model: Annotated[
+        str | None, option("--model", "model folder or hub id: replay the canaries of what is certified for it")
+    ] = None,
+    dtype: Annotated[str, option("--dtype", "auto, float32, bfloat16 or float16")] = "auto",
+    device: Annotated[str, option("--device", "auto, cpu or cuda[:n]")] = "auto",
     store: Store = None,
     config: Config = None,  # noqa: ARG001
 ) -> None:
-    """Check hashes, shapes and certificates; exit code 2 if one artifact is bad."""
+    """Check hashes, shapes and certificates, with --model the canaries too; exit code 2 if one artifact is bad or off."""
     from merasteer.store import scan
 
     entries = [entry for entry in scan(stores(store)) if (entry.digest or entry.path.name).startswith(digest or "")]
     if digest is not None and not entries:
         raise InvalidInput(f"digest: {digest!r} fits no artifact; see mera probes list")
+    replayed = {} if model is None else replay(stores(store), model, dtype, device, digest or "")
     for entry in entries:
-        typer.echo(f"{(entry.digest or entry.path.name)[:12]}  {entry.task}  {entry.reason or 'sound'}")
+        told = "; ".join(filter(None, (entry.reason or "sound", replayed.get(entry.digest or "", ("", False))[0])))
+        typer.echo(f"{(entry.digest or entry.path.name)[:12]}  {entry.task}  {told}")
     bad = sum(entry.status == "rejected" for entry in entries)
     if bad:
         raise BadArtifact(f"store: {bad} of {len(entries)} artifacts are rejected; publish them again or remove them")
+    off = sum(one for _, one in replayed.values())
+    if off:
+        raise BadArtifact(
+            f"store: {off} of {len(replayed)} artifacts are off here; test them again with mera recertify"
+        )
 
 
 @app.command()

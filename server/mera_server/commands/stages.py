@@ -108,20 +108,23 @@ def run(
         "allow_collapse": allow_collapse,
     }
     options = pipeline.Options(**{name: value for name, value in given.items() if value is not None})
-    store = out or Settings().store
-    job = pipeline.prepare(
-        demo.named(model),
-        task,
-        store,
-        options,
-        data=data,
-        search=[demo.tasks_dir()],
-        loading=pipeline.Loading(dtype, device, device_map),
-    )
-    if stage == "fit":
-        table(PROBES, ([row[name] for name in PROBES] for row in pipeline.stages(job, "fit")["fit"].facts["probes"]))
-        return
-    found = pipeline.run_job(job, UNTIL[stage])
+    store, bars = out or Settings().store, pipeline.Bars(lines=True)
+    with pipeline.quiet():
+        job = pipeline.prepare(
+            demo.named(model),
+            task,
+            store,
+            options,
+            data=data,
+            search=[demo.tasks_dir()],
+            loading=pipeline.Loading(dtype, device, device_map),
+        )
+        with pipeline.attended(bars):
+            if stage == "fit":
+                rows = pipeline.stages(job, "fit", bars)["fit"].facts["probes"]
+                table(PROBES, ([row[name] for name in PROBES] for row in rows))
+                return
+            found = pipeline.run_job(job, UNTIL[stage], bars)
     if found is None:
         typer.echo(f"{stage}: done")
         return

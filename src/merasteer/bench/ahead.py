@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from tempfile import TemporaryFile
 
 from merasteer.bench.grid import Grid
 from merasteer.engine import Glance, glance
 from merasteer.errors import InvalidInput, MeraError
 from merasteer.pipeline.job import MINIMUM_TRAIN
 from merasteer.pipeline.options import check_layers
-from merasteer.pipeline.workspace import replace_file
 from merasteer.tasks import check
 from merasteer.types import Task
 
@@ -29,9 +29,12 @@ def check_grid(grid: Grid) -> None:
         raise InvalidInput(found[0])
     if found:
         raise InvalidInput(f"{len(found)} things stand against this study: {'; and '.join(found)}")
-    marker = grid.out / ".checked"
-    replace_file(marker, lambda path: path.write_bytes(b""))
-    marker.unlink(missing_ok=True)
+    try:
+        grid.out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=grid.out):
+            pass
+    except OSError as error:
+        raise InvalidInput(f"out: {grid.out} cannot be written ({error.strerror}); give a folder that can") from error
 
 
 def _packages(grid: Grid) -> Iterator[str]:

@@ -20,10 +20,10 @@ CONTEXT = {
 }
 LEGEND = (
     "SPI on the test split: the share of what could be won that was won, or, below 0, of what could be lost that was lost. "
-    "In brackets its {level}interval. ✓ certified at the level of its column: the rows of one model and task that are tested share the level "
-    "of one attempt, so all ✓ of a column hold together with probability 1 − δ. (✓) passes at δ alone, as if no other row had been "
-    "tested on these items: one in twenty that do nothing would, at δ = 0.05. – abstained: the model answers as if unsteered, SPI 0. Without a mark: a baseline "
-    "that is always on and has no certificate. failed: the details say why. Empty: not run. "
+    "In brackets its {level}interval. ✓ certified at the level of its column: the rows of one model and task that are tested share the "
+    "level of one attempt, so all ✓ of a column hold together with probability 1 − δ. (✓) passes at δ alone, as if no other row had been "
+    "tested on these items: one in twenty that do nothing would, at δ = 0.05. – abstained: the model answers as if unsteered, SPI 0. "
+    "Without a mark: a baseline that is always on and has no certificate. failed: the details say why. Empty: not run. "
     "Bold: the best SPI of its column, where above 0. Logit bias: a constant per class, fitted to the calibration labels; "
     "the trivial fix that steering has to beat. Label probe: a linear classifier on the activations, what the model knows. Text "
     "classifier: TF-IDF and logistic regression on the rows, what needs no model."

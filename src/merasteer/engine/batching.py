@@ -206,6 +206,14 @@ class SteeringManager(ContinuousBatchingManager):
         for io in [pair.device_io for pair in getattr(outer, "io_pairs", ())] or [outer]:
             io.graphs = CudaGraphBuffer()
 
+    def forget_prompts(self) -> bool:
+        """Gives back what is kept for sharing, as the library does where it needs room; whether it could be done."""
+        processor = self.batch_processor
+        if processor is None:
+            return False
+        processor.cache.evict_cached_blocks()
+        return True
+
     @property
     def cache_used_ratio(self) -> float:
         """Part of the KV cache that requests hold. Blocks kept for sharing are given back when room is needed: they are free."""

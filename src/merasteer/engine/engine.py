@@ -180,13 +180,14 @@ class Engine(Line):
             )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, afresh: bool = False) -> Iterator[None]:
         """Inside, requests are accepted and wait; behind it they all start, batched by their order alone.
 
         Float sums depend in the last bits on how rows are batched. Requests that trickle in are batched by the clock; offline, where
-        equal inputs must give equal artifacts, all are there when the first batch is made.
+        equal inputs must give equal artifacts, all are there when the first batch is made. afresh: the prompts kept for sharing are
+        forgotten first, so that the batches do not depend on what was asked before either. On one rank, with nothing running.
         """
-        self._held = True
+        self._held, self._forget = True, afresh
         try:
             yield
         finally:

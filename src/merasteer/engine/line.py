@@ -52,7 +52,7 @@ class Line:
         self._cancelled: deque[Run] = deque()
         self._slots = list(range(config.max_requests, 0, -1))
         self._lock = threading.Lock()
-        self._held = False
+        self._held = self._forget = False
         self._switching = Switching()
         self._manager: SteeringManager | None = None
         self._eos = end_tokens(loaded)
@@ -129,6 +129,8 @@ class Line:
                 self._waiting.remove(run)
             self._end(run)
         self._residents.write()
+        if self._forget and manager.forget_prompts():
+            self._forget = False
         while (next_run := self._next()) is not None:
             self._residents.write()  # the vectors it was sent under are there
             self._hand_over(*next_run, manager)

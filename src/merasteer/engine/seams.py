@@ -41,6 +41,7 @@ _SEAMS: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (cache.PagedAttentionCache, "count_new_complete_blocks", ("state", "request_len")),
     (cache.PagedAttentionCache, "mark_complete_blocks", ("state", "complete_blocks")),
     (cache.PagedAttentionCache, "compute_free_capacity", ("relative",)),
+    (cache.PagedAttentionCache, "evict_cached_blocks", ()),
     (CacheAllocator, "match_prefix_blocks", ("prompt_ids",)),
     (CacheAllocator, "mark_complete_blocks", ("request_id", "token_ids")),
     (OutputRouter, "deliver_batch", ("outputs",)),

@@ -7,6 +7,7 @@ from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.recertify import Renewal, recertify, renewals
 from merasteer.pipeline.report import Report, read_report, write_report
 from merasteer.pipeline.run import run, run_job, stages
+from merasteer.pipeline.stopping import attended, quiet
 from merasteer.pipeline.summary import summary
 
 __all__ = [
@@ -19,7 +20,9 @@ __all__ = [
     "Renewal",
     "Report",
     "Stage",
+    "attended",
     "prepare",
+    "quiet",
     "read_report",
     "recertify",
     "renewals",

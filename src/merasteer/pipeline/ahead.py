@@ -7,7 +7,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from merasteer.errors import InvalidInput
-from merasteer.pipeline.collect import READ
+from merasteer.pipeline.collect import layout_of
+from merasteer.pipeline.draft import draft_path
 from merasteer.tasks import unevenness
 from merasteer.tasks.prompts import literals_of
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["check_store", "tell"]
 
 log = logging.getLogger("merasteer.pipeline")
-FLOAT = 4  # bytes of an activation
+TOLD = 2**30  # bytes from which on their owner is told even where nothing is wrong
+_BLOCK = 512  # bytes, whatever the file system's own
 _SPARE = 1.1  # over the activations: readouts, answers, the artifact
 
 
@@ -31,8 +33,15 @@ def check_store(job: Job) -> None:
         probe.unlink()
     except OSError as error:
         raise InvalidInput(f"store: {store} cannot be written ({error.strerror}); give a folder that can") from error
-    wanted, free = int(bytes_wanted(job) * _SPARE), shutil.disk_usage(store).free
-    if wanted > free and job.ground.load("collect") is None:
+    if job.ground.path("collect").is_file():
+        return
+    wanted, free = int(bytes_wanted(job) * _SPARE) - _begun(job), shutil.disk_usage(store).free
+    log.log(
+        logging.WARNING if wanted > TOLD else logging.INFO,
+        "this run leaves %.1f GiB in %s, where %.1f GiB are free",
+        *(wanted / 2**30, store, free / 2**30),
+    )
+    if wanted > free:
         raise InvalidInput(
             f"store: {store} has {free / 2**30:.1f} GiB free, and this run leaves {wanted / 2**30:.1f} GiB there; "
             "give another folder, fewer rows or one hook point"
@@ -40,9 +49,14 @@ def check_store(job: Job) -> None:
 
 
 def bytes_wanted(job: Job) -> int:
-    """Bytes of the activations that `collect` leaves."""
-    rows = sum(len(getattr(job.splits, split)) for split in READ)
-    return rows * job.loaded.layers * job.loaded.width * FLOAT * len(job.options.hook_points)
+    """Bytes of the file that `collect` leaves."""
+    return layout_of(job).size
+
+
+def _begun(job: Job) -> int:
+    """Bytes of it that a run which was stopped has left on the disk."""
+    draft = draft_path(job.ground.folder, "collect")
+    return draft.stat().st_blocks * _BLOCK if draft.is_file() else 0
 
 
 def tell(job: Job) -> None:

@@ -18,7 +18,7 @@ from merasteer.pipeline.progress import Bar
 from merasteer.tasks import Prompter
 from merasteer.types import UNCORRECTED, Correction, Example, Generation, GenerationRequest, HookPoint, ServedTask
 
-__all__ = ["Answers", "Prompts", "answers", "generations", "predicted_error", "running", "sizes"]
+__all__ = ["Answers", "Prompts", "answers", "generations", "parts", "predicted_error", "running", "sizes"]
 
 MAX_REQUESTS = 64
 BATCH_TOKENS = 2048  # nobody waits for a token here: 421 prompts of 51 tokens a second, against 287 at the server's 512
@@ -54,9 +54,18 @@ class Prompts:
         label = 1 if self.task.choice is None else self.task.choice.longest
         return max(len(tokens) for tokens in self.tokens) + max(self.new_tokens, label)
 
+    def some(self, rows: Sequence[int]) -> Prompts:
+        """These items alone."""
+        where = self.where or tuple(f"prompt {i + 1}" for i in range(len(self.tokens)))
+        return Prompts(self.task, tuple(self.tokens[i] for i in rows), tuple(where[i] for i in rows))
+
     def requests(self, correction: Correction = UNCORRECTED) -> list[GenerationRequest]:
         """One request per item, all corrected alike."""
-        return [correction.request(self.task, tokens, max_new_tokens=self.new_tokens) for tokens in self.tokens]
+        return [self.request(i, correction) for i in range(len(self.tokens))]
+
+    def request(self, item: int, correction: Correction) -> GenerationRequest:
+        """One item, corrected."""
+        return correction.request(self.task, self.tokens[item], max_new_tokens=self.new_tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,14 +112,20 @@ def running(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()
 
 
 def generations(
-    engine: Engine, requests: Sequence[GenerationRequest], bar: Bar, where: Sequence[str] = ()
+    engine: Engine,
+    requests: Sequence[GenerationRequest],
+    bar: Bar,
+    where: Sequence[str] = (),
+    *,
+    afresh: bool = False,
 ) -> Iterator[Generation]:
     """The answers in the order of the requests; each is let go of once it is taken (activations are large).
 
-    where: of the prompts, which the requests go through in turn. Raises NonFinite at the first that has no finite answer, naming it.
+    where: of the prompts, which the requests go through in turn. afresh: see `Engine.held`. Raises NonFinite at the first that has no
+    finite answer, naming it.
     """
     order = sharing_order(requests, engine.config.cache_tokens // 2)
-    with engine.held():
+    with engine.held(afresh=afresh):
         submitted = {i: engine.submit(requests[i]) for i in order}
     due = 0
     for i in order:
@@ -127,6 +142,16 @@ def _awaited(answer: Future[Generation], where: str) -> Generation:
         return answer.result()
     except NonFinite as error:
         raise NonFinite(f"{where}: {error}") from None
+
+
+def parts(prompts: Prompts, tokens: int, rows: int) -> Iterator[range]:
+    """The items in pieces, each of up to `rows` items and closed once it has `tokens` tokens."""
+    first = total = 0
+    for i, prompt in enumerate(prompts.tokens):
+        total += len(prompt)
+        if total >= tokens or i + 1 - first >= rows or i + 1 == len(prompts.tokens):
+            yield range(first, i + 1)
+            first, total = i + 1, 0
 
 
 def sharing_order(requests: Sequence[GenerationRequest], tokens: int) -> list[int]:

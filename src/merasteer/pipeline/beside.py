@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from merasteer.method.scores import apply_logit_bias, fit_logit_bias
-from merasteer.pipeline.collect import activations_of, answers_of
+from merasteer.pipeline.collect import answers_of, by_layer, layer_rows
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.text_classifier import text_classifier_answers
 from merasteer.pipeline.workspace import Output
@@ -49,13 +49,13 @@ def beside(job: Job, collected: Output) -> Beside:
 def label_probe_of(job: Job, collected: Output) -> LabelProbe:
     """Fit to the rows that the error probes are fit to; layer and penalty are chosen on these too."""
     labels = np.array([example.label for example in job.splits.train])
-    rows = {point: activations_of(collected, point) for point in job.options.hook_points}
+    rows = {point: by_layer(collected, point) for point in job.options.hook_points}
     return fit_label_probe(rows, labels, job.fitting, len(job.served.labels), job.options.seed)
 
 
 def _measure(job: Job, collected: Output) -> Output:
     probe, splits = label_probe_of(job, collected), job.splits
-    rows = activations_of(collected, probe.hook_point, "test")[:, probe.layer]
+    rows = layer_rows(collected, probe.hook_point, probe.layer, "test")
     texts = [[example.prompt for example in split] for split in (splits.train, splits.test)]
     labels = [example.label for example in splits.train]
     answers = {

@@ -15,14 +15,17 @@ import numpy.typing as npt
 
 from merasteer.method.bounds import betting_lower_bounds
 from merasteer.method.certify import Certificate, certify, rank
+from merasteer.pipeline.asking import Asker, Found
 from merasteer.pipeline.attempts import attempt_of, effects_of, standing
-from merasteer.pipeline.batch import Answers, answers, predicted_error, running
+from merasteer.pipeline.batch import running
 from merasteer.pipeline.canaries import WORDS, measured
-from merasteer.pipeline.collect import answers_of
+from merasteer.pipeline.draft import journal_of
 from merasteer.pipeline.fit import vectors_of
+from merasteer.pipeline.gates import Known
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.options import Options
 from merasteer.pipeline.progress import Bars
+from merasteer.pipeline.ranking import Ranking, key_of
 from merasteer.pipeline.workspace import Output
 from merasteer.store.ledger import Entry
 from merasteer.types import Correction, Positions
@@ -41,13 +44,6 @@ def correction_in(calibrated: Output) -> Correction | None:
         return None
     values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in raw.items()}
     return Correction(**values)  # JSON knows no tuples
-
-
-def key_of(candidate: Correction) -> str:
-    """The name of a candidate in calibration.json."""
-    if not candidate.moves:
-        return "logit_bias"
-    return f"{candidate.readout}/{candidate.alpha:g}{'+bias' * (candidate.bias is not None)}"
 
 
 @dataclass(frozen=True)
@@ -134,66 +130,65 @@ def choose(
 
 
 def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output:
-    """All candidates over the ordering subset in one batch; the best (or the best `chances`) over the calibration split.
+    """All candidates over the ordering subset; the best (or the best `chances`) over the calibration split.
 
     Steps with the bias on top are a second, small batch: which of them are tried is known behind the first.
     """
-    items = [job.splits.train[i] for i in job.ordering]
-    train, held_out = job.prompts(items), job.prompts(job.splits.calibration)
-    answers_wanted = np.asarray([example.label for example in items])
-    labels = [example.label for example in job.splits.calibration]
-    before = answers_of(collected).correct([example.label for example in job.splits.train])[job.ordering]
-    unsteered = answers_of(collected, "calibration").correct(labels)
-    changes: dict[str, npt.NDArray[np.int64]] = {}  # D of every ordering item, by candidate
-    said: dict[str, Answers] = {}  # on the calibration split, by candidate that is tested
+    train, held_out = job.prompts([job.splits.train[i] for i in job.ordering]), job.prompts(job.splits.calibration)
+    labels, vectors = [example.label for example in job.splits.calibration], vectors_of(fitted)
+    tested: dict[str, Found] = {}
     entered: list[Entry] = []
-    with running(job.loaded, max(train.longest, held_out.longest)) as engine:
-        for key, vectors in vectors_of(fitted).items():
-            engine.register(key, vectors)
-
-        def gains_of(candidates: Sequence[Correction]) -> list[float]:
-            requests = [request for one in candidates for request in train.requests(one)]
-            with bars.bar("calibrate: candidates", len(requests)) as bar:
-                after = (
-                    answers(engine, requests, bar, train.where).label.reshape(len(candidates), len(items))
-                    == answers_wanted
-                )
-            for one, row in zip(candidates, after, strict=True):
-                changes[key_of(one)] = row.astype(np.int64) - before
-            return [float(changes[key_of(one)].mean()) for one in candidates]
+    with (
+        running(job.loaded, max(train.longest, held_out.longest)) as engine,
+        journal_of(job.workspace.folder, "calibrate") as journal,
+    ):
+        for key, one in vectors.items():
+            engine.register(key, one)
+        ordering = Known.of(job.served, job.loaded.dtype, collected, vectors, "train", job.ordering)
+        ranking = Ranking(Asker(engine, train, ordering, journal), ordering, _wanted(job), bars)
+        calibration = Known.of(job.served, job.loaded.dtype, collected, vectors, "calibration")
+        asker = Asker(engine, held_out, calibration, journal)
 
         def outcomes(candidate: Correction) -> tuple[Correct, Correct]:
-            with bars.bar("calibrate: test", len(labels)) as bar:
-                said[key_of(candidate)] = steered = answers(engine, held_out.requests(candidate), bar, held_out.where)
-            return unsteered, steered.correct(labels)
+            key = key_of(candidate)
+            [tested[key]] = asker.ask(f"calibrate: test of {key}", [candidate], bars)
+            return calibration.unsteered.correct(labels), tested[key].answers.correct(labels)
 
         def level() -> float:
             entered.append(attempt_of(job))
             return entered[0].level / entered[0].parts
 
         steps, bias = steps_of(fitted, job.options.positions), tuple(fitted.tensors["label_bias"].tolist())
-        choice = choose(steps, bias, gains_of, outcomes, job.options, level)
+        choice = choose(steps, bias, ranking.gains, outcomes, job.options, level)
         if job.column:
             choice = _also_alone(choice, job.options)
-        alone = answers_of(collected, "calibration")
-        effects = {key: effects_of(job, alone, found, choice.certificate) for key, found in said.items()}
-        tested = choice.passed
-        if tested is not None and effects[tested]["collapse"] and not job.options.allow_collapse:
+        effects = {
+            key: effects_of(job, calibration.unsteered, found.answers, choice.certificate)
+            for key, found in tested.items()
+        }
+        passed = choice.passed
+        if passed is not None and effects[passed]["collapse"] and not job.options.allow_collapse:
             choice = replace(choice, refused=True)
-        with bars.bar("calibrate: what is served", len(labels)) as bar:
-            read = predicted_error(engine, held_out.requests(choice.served), bar)
-        canaries = None
+        served = choice.served
+        found = tested.get(key_of(served)) if choice.chosen == served else None
+        if found is None:
+            [found] = asker.ask("calibrate: what is served", [served], bars)
+        read, canaries = found.predicted_error, None
         if choice.chosen is not None:
             with bars.bar("calibrate: canaries", len(WORDS)) as bar:
-                canaries = measured(engine, job.prompter, choice.served, job.loaded.dtype, bar)
+                canaries = measured(engine, job.prompter, served, job.loaded.dtype, bar)
     facts = {
-        "calibration": _document(job, fitted, choice, changes, entered, effects)
+        "calibration": _document(job, fitted, choice, ranking, entered, effects)
         | ({"predicted_error": read} if read else {})
         | ({"canaries": canaries.to_json()} if canaries else {}),
         "chosen": asdict(choice.chosen) if choice.chosen else None,
         "subject": choice.readout,
     }
     return Output(facts)
+
+
+def _wanted(job: Job) -> npt.NDArray[np.int64]:
+    return np.asarray([job.splits.train[i].label for i in job.ordering], dtype=np.int64)
 
 
 def _also_alone(choice: Choice, options: Options) -> Choice:
@@ -210,7 +205,7 @@ def _document(
     job: Job,
     fitted: Output,
     choice: Choice,
-    changes: Mapping[str, npt.NDArray[np.int64]],
+    ranking: Ranking,
     entered: Sequence[Entry],
     effects: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -229,7 +224,7 @@ def _document(
         "decision": decision,
         "reason": failed if choice.chosen is None else None,
         "chosen": None if choice.chosen is None else choice.passed,
-        "candidates": list(_rows(fitted, choice, changes)),
+        "candidates": list(_rows(fitted, choice, ranking)),
         "tested": [
             {
                 "key": result.candidate,
@@ -246,11 +241,11 @@ def _document(
     }
 
 
-def _rows(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.int64]]) -> Iterator[dict[str, Any]]:
+def _rows(fitted: Output, choice: Choice, ranking: Ranking) -> Iterator[dict[str, Any]]:
     """One row per candidate. Its bound stands for itself alone, as if no other had been tried: for looking, not for deciding."""
     if not choice.candidates:
         return
-    rows = np.stack([changes[key_of(candidate)] for candidate in choice.candidates])
+    rows = np.stack([ranking.changes[key_of(candidate)] for candidate in choice.candidates])
     bounds = betting_lower_bounds(rows, choice.certificate.delta)
     for candidate, row, bound in zip(choice.candidates, rows, bounds, strict=True):
         facts = fitted.facts["readouts"][candidate.readout] if candidate.readout else {}
@@ -265,4 +260,6 @@ def _rows(fitted: Output, choice: Choice, changes: Mapping[str, npt.NDArray[np.i
             "lower_bound": float(bound),
             # "mera" goes without saying, as in artifacts from before there was another.
             **({} if candidate.method == "mera" else {"method": candidate.method}),
+            # It changed no answer among the items of highest predicted error, and was not asked about the rest.
+            **({"dropped": True} if key_of(candidate) in ranking.dropped else {}),
         }

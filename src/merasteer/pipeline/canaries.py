@@ -38,6 +38,8 @@ def measured(engine: Engine, prompter: Prompter, correction: Correction, dtype: 
     """What this engine, which holds the correction's vectors, gives for each prompt alone, and in the others' company."""
     prompts = prompts_of(prompter)
     alone = []
+    with engine.held(afresh=True):
+        pass  # whatever was asked before, what these prompts share is computed here
     for tokens in prompts:
         answers = [engine.submit(request).result() for request in asked(prompter.task, correction, [tokens])]
         alone += read([tokens], answers)

@@ -14,11 +14,14 @@ import numpy as np
 import torch
 
 from merasteer.method.steering import readout
-from merasteer.pipeline.batch import Answers, answers, running
+from merasteer.pipeline.asking import Asker
+from merasteer.pipeline.batch import Answers, running
 from merasteer.pipeline.beside import beside
 from merasteer.pipeline.calibrate import correction_in
-from merasteer.pipeline.collect import activations_of, answers_of, first_tokens_of
+from merasteer.pipeline.collect import answers_of, first_tokens_of, layer_rows
+from merasteer.pipeline.draft import journal_of
 from merasteer.pipeline.fit import vectors_of
+from merasteer.pipeline.gates import Known
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.report import measured
@@ -35,7 +38,7 @@ def evaluate(job: Job, collected: Output, fitted: Output, calibrated: Output, ba
     """One run per test item under the certified candidate, if there is one; else the unsteered answers are the answers."""
     steered = unsteered = answers_of(collected, "test")
     if (chosen := correction_in(calibrated)) is not None:
-        steered = _steered(job, fitted, chosen, bars)
+        steered = _steered(job, collected, fitted, chosen, bars)
     subject, document = calibrated.facts["subject"], calibrated.facts["calibration"]
     report = {
         **measured(job, document, unsteered, steered, beside(job, collected)),
@@ -43,7 +46,7 @@ def evaluate(job: Job, collected: Output, fitted: Output, calibrated: Output, ba
             "probe": _auroc(job, unsteered, predicted_errors(collected, fitted, subject) if subject else None),
             "token_probability": _auroc(job, unsteered, _doubt(unsteered)),
         },
-        "coverage": _coverage(job, unsteered, first_tokens_of(collected, "test")),
+        "coverage": _coverage(job, collected, unsteered),
     }
     tensors = {"label": torch.from_numpy(steered.label), "probabilities": torch.from_numpy(steered.probabilities)}
     return Output({"report": report}, tensors)
@@ -63,10 +66,11 @@ def _doubt(unsteered: Answers) -> list[float]:
     return [float(value) for value in np.where(unsteered.label >= 0, 1.0 - given, 1.0)]
 
 
-def _coverage(job: Job, unsteered: Answers, first: Sequence[int]) -> dict[str, Any] | None:
+def _coverage(job: Job, collected: Output, unsteered: Answers) -> dict[str, Any] | None:
     """Of free answers: the share that is a label, and the commonest first tokens with their shares. None where labels are chosen."""
     if job.served.choose != "free":
         return None
+    first = first_tokens_of(collected, "test")
     texts = Counter("" if token < 0 else str(job.loaded.tokenizer.decode([token])) for token in first)
     return {
         "unsteered": float((unsteered.label >= 0).mean()),
@@ -78,13 +82,21 @@ def predicted_errors(collected: Output, fitted: Output, key: str) -> list[float]
     """σ(z) of every unsteered test item at the report layer of a readout."""
     vectors = vectors_of(fitted)[key]
     layer = vectors.report_layer
-    rows = activations_of(collected, vectors.hook_point, "test")[:, layer]
+    rows = layer_rows(collected, vectors.hook_point, layer, "test")
     return [float(value) for value in readout(rows, vectors.weight[layer], vectors.bias[layer]).sigmoid()]
 
 
-def _steered(job: Job, fitted: Output, chosen: Correction, bars: Bars) -> Answers:
-    prompts = job.prompts(job.splits.test)
-    with running(job.loaded, prompts.longest) as engine, bars.bar("evaluate", len(prompts.tokens)) as bar:
-        if chosen.readout is not None:
-            engine.register(chosen.readout, vectors_of(fitted)[chosen.readout])
-        return answers(engine, prompts.requests(chosen), bar, prompts.where)
+def _steered(job: Job, collected: Output, fitted: Output, chosen: Correction, bars: Bars) -> Answers:
+    held = vectors_of(fitted)
+    vectors = {} if chosen.readout is None else {chosen.readout: held[chosen.readout]}
+    prompts, known = (
+        job.prompts(job.splits.test),
+        Known.of(job.served, job.loaded.dtype, collected, vectors, "test"),
+    )
+    if known.shut(chosen).all():
+        return known.answers(chosen)
+    with running(job.loaded, prompts.longest) as engine, journal_of(job.workspace.folder, "evaluate") as journal:
+        for key, one in vectors.items():
+            engine.register(key, one)
+        [found] = Asker(engine, prompts, known, journal).ask("evaluate", [chosen], bars)
+    return found.answers

@@ -14,6 +14,7 @@ __all__ = ["accuracy_bars", "candidate_gains"]
 WIDTH, LEFT, RIGHT = 640, 130, 60
 BAR = 30  # height of a bar with the space below it
 HEIGHT, TOP, BOTTOM = 280, 16, 44  # of the plot of gains
+LETTER = 14  # height of one, so that no two stand on one another
 COLOURS = 4  # classes c0 to c3 of the page
 SHAPES = {"residual": "circle", "mlp_input": "square"}
 TICKS = (0.001, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.999)
@@ -60,7 +61,7 @@ def candidate_gains(candidates: Sequence[Mapping[str, Any]], chosen: str | None)
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>',
         *(
             f'<text class="quiet" x="{LEFT - 8}" y="{y(gain) + 4:.1f}" text-anchor="end">{_points(gain)}</text>'
-            for gain in dict.fromkeys((max(gains), 0.0, min(gains)))
+            for gain in (0.0, *(end for end in (max(gains), min(gains)) if abs(y(end) - y(0.0)) > LETTER))
         ),
         *(
             f'<text class="quiet" x="{x(tick):.1f}" y="{HEIGHT - 24}" text-anchor="middle">{number(tick, 3).rstrip("0")}</text>'

@@ -7,7 +7,7 @@ tensors: <key>.weight, .bias, .step; contrast.<hook point> (L, d); label_bias (C
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,29 +16,15 @@ import torch
 
 from merasteer.method.scores import fit_logit_bias
 from merasteer.pipeline.batch import Answers
-from merasteer.pipeline.collect import activations_of, answers_of
+from merasteer.pipeline.collect import answers_of, layer_rows
 from merasteer.pipeline.job import Job
+from merasteer.pipeline.layers import Kind, LayerFit, Reading, beside_one_another, fit_one
 from merasteer.pipeline.options import Grid, Layers
 from merasteer.pipeline.progress import Bar, Bars
 from merasteer.pipeline.workspace import Output
-from merasteer.probes import (
-    Probes,
-    Selection,
-    contrastive_probes,
-    directions,
-    error_target,
-    errors,
-    fit_contrast,
-    fit_layer,
-    fit_probes,
-    probe_rows,
-    select,
-)
-from merasteer.probes.directions import contrast
-from merasteer.probes.fitting import Fitter, layer_of
+from merasteer.probes import Probes, Selection, error_target, errors, probe_rows, steering_vectors
 from merasteer.probes.sae import load_sae, sae_scores
-from merasteer.probes.selection import Score
-from merasteer.types import CONTRASTIVE, Direction, HookPoint, SteeringVectors
+from merasteer.types import Direction, HookPoint, SteeringVectors
 
 __all__ = ["fit", "label_bias_of", "thresholds", "vectors_of"]
 
@@ -49,8 +35,11 @@ LOGIT_RANGE = (-15.0, 9.0)  # the targets lie in ±4.6: thresholds beyond steer 
 FLAT = 1e-6  # standard deviation of the logit target below which there is nothing to fit
 
 
-def fit(job: Job, collected: Output, bars: Bars) -> Output:
-    """Fits on the training items outside the ordering subset. No readout at all is an answer, not an error."""
+def fit(job: Job, collected: Output, bars: Bars, workers: int | None = None) -> Output:
+    """Fits on the training items outside the ordering subset. No readout at all is an answer, not an error.
+
+    workers: layers that are fit at once (default: one per core, as far as memory allows); the numbers do not depend on it.
+    """
     labels = np.array([example.label for example in job.splits.train])
     unsteered = answers_of(collected)
     target = error_target(errors(unsteered.probabilities, labels.tolist(), (unsteered.label >= 0).tolist()))
@@ -60,36 +49,82 @@ def fit(job: Job, collected: Output, bars: Bars) -> Output:
     # One class alone has an error that varies with the model's confidence, but nothing to tell a mistake from: no probe.
     if float(y.std()) < FLAT or len(set(labels[job.fitting].tolist())) < 2:
         return Output(facts, tensors)
-    work = len(job.options.hook_points) * job.loaded.layers * len(_readouts(job))
-    with bars.bar("fit", work) as bar:
+    kinds = Kind.of(job.options.family, job.options.directions, y, wrong, job.options.top_k)
+    with bars.bar("fit", len(job.options.hook_points) * job.loaded.layers) as bar:
         for point in job.options.hook_points:
-            rows = activations_of(collected, point)
-            activations, held_out = rows[job.fitting], rows[job.ordering]
-            tensors[f"contrast.{point}"] = _contrasts(activations, y, job.options.top_k)
-            for readout, selection, found in _point(job, point, activations, y, wrong, bar):
-                facts["probes"] += probe_rows(selection, point, readout)
-                for direction, vectors in found.items():
+            layers = _layers(job, collected, point, kinds, (y, wrong), bar, workers)
+            tensors[f"contrast.{point}"] = torch.stack([layer.contrast for layer in layers])
+            for kind in kinds:
+                readings = [layer.readings[kind.name] for layer in layers]
+                selection = Selection(tuple(reading.score for reading in readings))
+                facts["probes"] += probe_rows(selection, point, kind.name)
+                for direction, vectors in _directions(job, point, kind, readings, selection).items():
                     key = f"{point}/{direction}"
                     tensors |= {f"{key}.{name}": getattr(vectors, name) for name in ("weight", "bias", "step")}
+                    held_out = np.stack([readings[layer].z for layer in vectors.active_layers], axis=1)
                     facts["readouts"][key] = {
                         "hook_point": point,
                         "direction": direction,
                         "report_layer": vectors.report_layer,
                         "scores": selection.as_dicts(),
-                        "alphas": thresholds(_predictions(vectors, held_out), job.options.grid),
+                        "alphas": thresholds(held_out.ravel(), job.options.grid),
                     }
         facts["probes"] += _autoencoders(job, collected, y, wrong)
     return Output(facts, tensors)
 
 
+def _layers(
+    job: Job,
+    collected: Output,
+    point: HookPoint,
+    kinds: Sequence[Kind],
+    target: tuple[Floats, Floats],
+    bar: Bar,
+    workers: int | None,
+) -> list[LayerFit]:
+    """Every layer of one hook point, each read from the disk when its turn comes. target: logit errors, and wrong (0 or 1)."""
+    fitting, ordering = torch.from_numpy(job.fitting), torch.from_numpy(job.ordering)
+
+    def one(layer: int) -> LayerFit:
+        rows = layer_rows(collected, point, layer)
+        return fit_one(layer, rows[fitting], rows[ordering], kinds, *target, job.options.top_k, job.options.seed)
+
+    found = []
+    for layer in beside_one_another(one, job.loaded.layers, len(job.splits.train) * job.loaded.width, workers):
+        found.append(layer)
+        bar.advance()
+    return found
+
+
+def _directions(
+    job: Job, point: HookPoint, kind: Kind, readings: Sequence[Reading], selection: Selection
+) -> dict[Direction, SteeringVectors]:
+    """Vectors for each direction of one kind of readout that leaves a layer to act."""
+    acting = _acting(selection, job.options.layers)
+    found: dict[Direction, SteeringVectors] = {}
+    if not acting:
+        return found
+    probes = Probes(
+        torch.stack([reading.weight for reading in readings]), torch.stack([reading.bias for reading in readings])
+    )
+    nothing = torch.zeros(job.loaded.width, dtype=torch.float64)
+    for name in kind.directions:
+        u = torch.stack([reading.directions.get(name, nothing) for reading in readings])
+        vectors = steering_vectors(point, probes, u, acting, acting[0])
+        if vectors is not None:
+            found[name] = vectors
+    return found
+
+
 def _autoencoders(job: Job, collected: Output, y: Floats, wrong: Floats) -> list[dict[str, Any]]:
-    """Scores of probes on sparse-autoencoder encodings, at the first hook point."""
-    if not job.options.sae:
-        return []
-    point = job.options.hook_points[0]
-    rows = activations_of(collected, point)[job.fitting]
-    saes = {layer: load_sae(folder) for layer, folder in job.options.sae}
-    return sae_scores(rows, y, wrong, saes, point, family=job.options.family, seed=job.options.seed)
+    """Scores of probes on sparse-autoencoder encodings, at the first hook point, by layer."""
+    point, options, found = job.options.hook_points[0], job.options, []
+    for layer, folder in sorted(options.sae):
+        rows = layer_rows(collected, point, layer)[torch.from_numpy(job.fitting)]
+        saes = {0: load_sae(folder)}
+        scored = sae_scores(rows[:, None], y, wrong, saes, point, family=options.family, seed=options.seed)
+        found += [{**row, "layer": layer} for row in scored]
+    return found
 
 
 def vectors_of(fitted: Output) -> dict[str, SteeringVectors]:
@@ -132,47 +167,6 @@ def thresholds(predicted: Floats, grid: Grid = "logit") -> list[float]:
     return sorted({float(f"{1.0 / (1.0 + np.exp(-z)):.6g}") for z in logits})
 
 
-def _readouts(job: Job) -> list[tuple[bool, list[Direction]]]:
-    """(contrastive or not, its directions): two kinds of readout, each with its own selection of layers."""
-    asked = job.options.directions
-    kinds: list[tuple[bool, list[Direction]]] = [
-        (False, [name for name in asked if name not in CONTRASTIVE]),
-        (True, [name for name in asked if name in CONTRASTIVE]),
-    ]
-    return [kind for kind in kinds if kind[1]]
-
-
-def _point(
-    job: Job, point: HookPoint, activations: torch.Tensor, y: Floats, wrong: Floats, bar: Bar
-) -> Iterator[tuple[str, Selection, dict[Direction, SteeringVectors]]]:
-    """Each kind of readout of one hook point: its name, its scores, and the directions that leave a layer to act.
-
-    activations (n, L, d), y and wrong (0 or 1) (n,).
-    """
-    options = job.options
-    for contrastive, names in _readouts(job):
-        logistic = options.family == "logistic" and not contrastive
-        goal = wrong if logistic else y
-        fitter: Fitter = (
-            (lambda x, t: fit_contrast(x, t, options.top_k))
-            if contrastive
-            else (lambda x, t: fit_layer(x, t, options.family))
-        )
-        score: Score = "auroc" if logistic else "rmse"
-        selection = select(activations, goal, fitter, wrong=wrong, seed=options.seed, on_layer=bar.advance, score=score)
-        kind = "contrastive" if contrastive else "logistic" if logistic else "error"
-        acting = _acting(selection, options.layers)
-        if not acting:
-            yield kind, selection, {}
-            continue
-        probes: Probes = (
-            contrastive_probes(activations, y, options.top_k)
-            if contrastive
-            else fit_probes(activations, goal, options.family)
-        )
-        yield kind, selection, directions(point, activations, probes, acting, acting[0], names)
-
-
 def _acting(selection: Selection, layers: Layers) -> tuple[int, ...]:
     """The layers that act, best first: the report layer is the first. Empty where none of those asked for reads the error."""
     if isinstance(layers, tuple):
@@ -181,16 +175,3 @@ def _acting(selection: Selection, layers: Layers) -> tuple[int, ...]:
         return selection.ranked
     one = {"best": selection.report_layer, "median": selection.median, "worst": selection.worst}[layers]
     return () if one is None else (one,)
-
-
-def _contrasts(activations: torch.Tensor, y: Floats, top_k: int) -> torch.Tensor:
-    """mean(h | high error) − mean(h | low error) at every layer, (L, d) float32: the fixed-strength baseline moves along it."""
-    layers = [contrast(layer_of(activations, layer), y, top_k) for layer in range(activations.shape[1])]
-    return torch.from_numpy(np.stack(layers)).float()
-
-
-def _predictions(vectors: SteeringVectors, activations: torch.Tensor) -> Floats:
-    """z of every item at every active layer, one flat array. activations (n, L, d)."""
-    active = list(vectors.active_layers)
-    z = Probes(vectors.weight[active], vectors.bias[active]).predict(activations[:, active])
-    return np.asarray(z.double().numpy().ravel(), dtype=np.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from merasteer.errors import InvalidInput
 from merasteer.pipeline.ahead import check_store, tell
 from merasteer.pipeline.calibrate import calibrate
 from merasteer.pipeline.collect import collect
+from merasteer.pipeline.draft import discard
 from merasteer.pipeline.evaluate import evaluate
 from merasteer.pipeline.fit import fit
 from merasteer.pipeline.job import Job, Loading, prepare
@@ -23,8 +23,6 @@ from merasteer.pipeline.workspace import Output
 from merasteer.types import Task
 
 __all__ = ["run", "run_job", "stages"]
-
-log = logging.getLogger("merasteer.pipeline")
 
 
 def run(
@@ -47,6 +45,7 @@ def run(
     stages are taken from `<store>/.work`; `until` names the last one to run. report: a file to
     write the report to. Equal inputs publish an artifact of equal digest on one machine.
     """
+    _check_until(until)
     job = prepare(model, task, Path(store), options or Options(), data=data, search=search, loading=loading)
     found = run_job(job, until, bars)
     if found is not None and report is not None:
@@ -80,7 +79,7 @@ def stages(job: Job, until: Stage = "evaluate", bars: Bars | None = None) -> dic
     }
     for stage in STAGES[: STAGES.index(until) + 1]:
         if stage in work:
-            done[stage] = _stage(job, stage, work[stage])
+            done[stage] = _stage(job, stage, work[stage], shown)
     return done
 
 
@@ -89,17 +88,20 @@ def _check_until(until: str) -> None:
         raise InvalidInput(f"until: {until!r} is not one of {', '.join(STAGES)}")
 
 
-def _stage(job: Job, stage: Stage, compute: Callable[[], Output]) -> Output:
+def _stage(job: Job, stage: Stage, compute: Callable[[], Output], bars: Bars) -> Output:
     """The stage's output, from the work folder if it is there."""
     workspace = job.ground if stage == "collect" else job.workspace
     found = workspace.load(stage)
     if found is not None:
-        log.info("%s: taken from an earlier run", stage)
+        bars.say(f"{stage}: taken from an earlier run")
+        discard(workspace.folder, stage)
         return found
     start = time.perf_counter()
     output = compute()
     seconds = time.perf_counter() - start
-    output = Output({**output.facts, "seconds": seconds}, output.tensors)
-    workspace.save(stage, output)
-    log.info("%s: done in %.1f s", stage, seconds)
+    if not output.stored:  # else it has been written as it came
+        output = Output({**output.facts, "seconds": seconds}, output.tensors)
+        workspace.save(stage, output)
+    discard(workspace.folder, stage)
+    bars.say(f"{stage}: done in {seconds:.1f} s")
     return output

@@ -112,8 +112,11 @@ def trial(report: Report) -> Iterator[str]:
     key = found.get("candidate")
     row = next((row for row in report.get("candidates", ()) if row["key"] == key), None)
     what = correction(report, row) if row is not None else "one candidate"
-    ranked = f", {_points(row['gain'])} there" if row is not None else ""
-    yield f"Tested: {what}; of {_count(found['candidates'], 'candidate')} the best on training rows held out for that{ranked}."
+    gain = f", {_points(row['gain'])} there" if row is not None else ""
+    several = (
+        f"of {found['candidates']:,} candidates the best" if found["candidates"] > 1 else "the only candidate, ranked"
+    )
+    yield f"Tested: {what}; {several} on training rows held out for that{gain}."
     passed, level = found["p_value"] <= level_of(found), level_of(found)
     above = f" by more than {100 * found['epsilon']:g} points" if found["epsilon"] else ""
     yield (
@@ -187,7 +190,3 @@ def _counts(found: Mapping[str, Any]) -> str:
 
 def _points(gain: float) -> str:
     return f"{'+' if gain > 0 else '−' if gain < 0 else ''}{abs(100 * gain):.1f} points"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'s' * (n != 1)}"

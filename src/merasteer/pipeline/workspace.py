@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from merasteer.errors import InvalidInput
+from merasteer.pipeline.stored import Stored, stored_in
 from merasteer.store.documents import canonical
 
 __all__ = ["Output", "Workspace", "replace_file"]
@@ -32,10 +34,14 @@ STALE = 3600.0  # seconds after which a temporary file is nobody's
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What a stage leaves: plain JSON facts, and tensors on the CPU."""
+    """What a stage leaves: plain JSON facts, and tensors on the CPU.
+
+    stored: those of the tensors that lie on the disk layer by layer; in `tensors` they are mapped views (N, L, d).
+    """
 
     facts: dict[str, Any]
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    stored: dict[str, Stored] = field(default_factory=dict)
 
 
 class Workspace:
@@ -47,13 +53,14 @@ class Workspace:
 
     def load(self, stage: str) -> Output | None:
         """The stage's output; None when it has not finished, or its file is damaged."""
-        path = self._path(stage)
+        path = self.path(stage)
         if not path.is_file():
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                return Output(facts, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, not a dict
+                facts, stored = json.loads(file.metadata()["facts"]), stored_in(path)
+                found = {name: file.get_tensor(name) for name in file.keys() if name not in stored}  # noqa: SIM118, not a dict
+            return Output(facts, found | {name: one.mapped() for name, one in stored.items()}, stored)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError):
             return None
 
@@ -61,9 +68,10 @@ class Workspace:
         """Writes the stage's output durably. Raises InvalidInput where the store cannot be written."""
         tensors = {name: tensor.contiguous() for name, tensor in output.tensors.items()}
         metadata = {"facts": json.dumps(output.facts, allow_nan=False)}
-        replace_file(self._path(stage), lambda path: save_file(tensors, path, metadata))
+        replace_file(self.path(stage), lambda path: save_file(tensors, path, metadata))
 
-    def _path(self, stage: str) -> Path:
+    def path(self, stage: str) -> Path:
+        """The file of a stage that has finished."""
         return self.folder / f"{stage}.safetensors"
 
 
@@ -87,7 +95,8 @@ def replace_file(path: Path, write: Any) -> None:
             f"{path.name}: cannot be written to {path.parent} ({why}); give a folder that can"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is none, there is nothing to remove either
+            temporary.unlink()
 
 
 def _sweep(folder: Path) -> None:

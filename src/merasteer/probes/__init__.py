@@ -1,6 +1,7 @@
 """Readouts and steps from activations: targets, fitting, directions, selection. Sees no engine, and of files only `load_sae`'s."""
 
 from merasteer.probes.directions import (
+    Covariance,
     additive_vectors,
     contrastive_probes,
     contrastive_vectors,
@@ -11,12 +12,13 @@ from merasteer.probes.directions import (
 from merasteer.probes.fitting import FAMILIES, Family, Probes, fit_layer, fit_probes
 from merasteer.probes.label_probe import LabelProbe, fit_label_probe
 from merasteer.probes.sae import encodings, load_sae, sae_scores
-from merasteer.probes.selection import LayerScore, Selection, probe_rows, select
+from merasteer.probes.selection import LayerScore, Selection, probe_rows, score_layer, select
 from merasteer.probes.targets import CLIP, class_probabilities, class_scores, error_target, errors
 
 __all__ = [
     "CLIP",
     "FAMILIES",
+    "Covariance",
     "Family",
     "LabelProbe",
     "LayerScore",
@@ -38,6 +40,7 @@ __all__ = [
     "load_sae",
     "probe_rows",
     "sae_scores",
+    "score_layer",
     "select",
     "steering_vectors",
 ]

@@ -24,6 +24,7 @@ from merasteer.probes.fitting import Probes, layer_of, one_thread
 from merasteer.types import DIRECTIONS, Direction, HookPoint, SteeringVectors
 
 __all__ = [
+    "Covariance",
     "additive_vectors",
     "contrast",
     "contrastive_probes",
@@ -37,15 +38,39 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 
-def covariance_times(x: Floats, w: Floats) -> Floats:
-    """Σw for the Ledoit-Wolf covariance Σ = (1 − s)·S + s·(tr S / d)·I of x (N, d), w (d,). Σ is never formed."""
-    from sklearn.covariance import ledoit_wolf_shrinkage
+class Covariance:
+    """The Ledoit-Wolf covariance Σ = (1 − s)·S + s·(tr S / d)·I of x (N, d), never formed: one product serves every w."""
 
-    centred = x - x.mean(0)
+    def __init__(self, x: Floats) -> None:
+        self._centred = x - x.mean(0)
+        squares = np.einsum("nd,nd->n", self._centred, self._centred)
+        self._variance = float(squares.sum()) / x.size
+        self.shrinkage = self._shrinkage(squares)
+
+    def times(self, w: Floats) -> Floats:
+        """Σw. w (d,)."""
+        along = self._centred.T @ (self._centred @ w) / len(self._centred)
+        return np.asarray((1.0 - self.shrinkage) * along + self.shrinkage * self._variance * w)
+
+    def _shrinkage(self, squares: Floats) -> float:
+        """s of Ledoit and Wolf (2004), Honey, I shrunk the sample covariance matrix. squares (N,): ‖x‖² of each centred item.
+
+        Σᵢⱼ Σₖ x²ₖᵢ x²ₖⱼ, which the formula asks for, is Σₖ ‖xₖ‖⁴; and XᵀX has the Frobenius norm of XXᵀ: the smaller is formed.
+        """
+        x, (n, d) = self._centred, self._centred.shape
+        if d == 1:
+            return 0.0
+        gram = x.T @ x if d <= n else x @ x.T
+        norm = float(np.einsum("ij,ij->", gram, gram)) / n**2
+        noise = (float((squares**2).sum()) / n - norm) / (d * n)
+        spread = norm / d - self._variance**2
+        return min(noise, spread) / spread if min(noise, spread) > 0 else 0.0
+
+
+def covariance_times(x: Floats, w: Floats) -> Floats:
+    """Σw of x (N, d), w (d,); see `Covariance`."""
     with one_thread():
-        shrinkage = float(ledoit_wolf_shrinkage(centred, assume_centered=True))
-        along = centred.T @ (centred @ w) / len(x)
-    return np.asarray((1.0 - shrinkage) * along + shrinkage * float((centred**2).mean()) * w)
+        return Covariance(x).times(w)
 
 
 def contrast(x: Floats, target: Floats, top_k: int = 100) -> Floats:

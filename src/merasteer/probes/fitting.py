@@ -8,6 +8,7 @@ Shapes: N items, L layers, d width.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ RIDGE_GRID: tuple[float, ...] = tuple(
 )  # penalties per item, on unit-variance inputs
 LASSO_GRID: tuple[float, ...] = (0.5, 0.25, 0.1, 0.05, 0.01, 0.005)  # the paper's
 LOGISTIC_GRID: tuple[float, ...] = (0.05, 0.02, 0.01, 0.005, 0.002)  # L1 penalties per item, on unit-variance inputs
+_LIBLINEAR = (
+    threading.Lock()
+)  # it draws from one generator of the process: two fits at once would take from each other's draws
 _NEGLIGIBLE = 1e-10  # eigenvalues below this share of the largest are rank deficiency, not signal
 
 
@@ -97,10 +101,12 @@ def fit_layer(x: Floats, y: Floats, family: Family = "ridge") -> tuple[Floats, f
         )
     mean, scale = x.mean(0), x.std(0)
     scale = np.where(scale > 0, scale, 1.0)  # a constant input carries nothing: its coefficient stays 0
+    standard = x - mean  # in place from here on: at a real model's width one copy more is a gigabyte
+    standard /= scale
     if family == "logistic":
-        w, b = _logistic((x - mean) / scale, y)
+        w, b = _logistic(standard, y)
         return w / scale, b - float(mean @ (w / scale))
-    standard, centred = (x - mean) / scale, y - y.mean()
+    centred = y - y.mean()
     w = (_lasso(standard, centred) if family == "lasso" else _ridge(standard, centred, family == "ridge")) / scale
     return w, float(y.mean() - mean @ w)
 
@@ -178,7 +184,7 @@ def _logistic_at(x: Floats, y: Floats, penalty: float) -> tuple[Floats, float]:
     model: Any = LogisticRegression(
         C=1.0 / (penalty * len(y)), solver="liblinear", intercept_scaling=100.0, max_iter=1000, random_state=0, **l1
     )
-    with warnings.catch_warnings():
+    with _LIBLINEAR, warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the held-out score decides
         model.fit(x, y.astype(np.int64))
     return np.asarray(model.coef_[0], dtype=np.float64), float(model.intercept_[0])

@@ -9,9 +9,9 @@ Computed in float64 on standardised activations, handed back in raw units. Shape
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -61,8 +61,17 @@ class LabelProbe:
         return self.scores(hidden).argmax(-1)
 
 
+class Rows(Protocol):
+    """Activations (N, L, d), of which [items, layer] is read, one layer at a time: a tensor, or what reads them from the disk."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __getitem__(self, at: Any, /) -> torch.Tensor: ...
+
+
 def fit_label_probe(
-    activations: Mapping[HookPoint, torch.Tensor], labels: Ints, items: Ints, classes: int, seed: int = 0
+    activations: Mapping[HookPoint, Rows], labels: Ints, items: Ints, classes: int, seed: int = 0
 ) -> LabelProbe:
     """The probe of the best hook point and layer, fit to `items` (indices into the N). Equal seeds give equal bits.
 

@@ -20,7 +20,17 @@ from scipy.stats import rankdata
 from merasteer.errors import InvalidInput
 from merasteer.probes.fitting import Fitter, layer_of, one_thread
 
-__all__ = ["SCORES", "LayerScore", "Score", "Selection", "auroc", "held_out_splits", "probe_rows", "select"]
+__all__ = [
+    "SCORES",
+    "LayerScore",
+    "Score",
+    "Selection",
+    "auroc",
+    "held_out_splits",
+    "probe_rows",
+    "score_layer",
+    "select",
+]
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -133,13 +143,7 @@ def select(
     wrong: (N,), 1 where the answer is wrong, else 0; without it layers judged by RMSE have no AUROC.
     score: what layers are judged by; `auroc` wants a target of 1 (wrong) and 0, which then stands for `wrong`.
     """
-    if score not in SCORES:
-        raise InvalidInput(f"score: {score!r} is not one of {', '.join(SCORES)}")
-    outcome = target if score == "auroc" else wrong
-    if outcome is not None and not (outcome.shape == target.shape and np.isin(outcome, (0.0, 1.0)).all()):
-        raise InvalidInput(
-            f"wrong: {outcome.shape} values for {target.shape} targets, or one that is not 0 or 1; give 1 where the answer is wrong"
-        )
+    outcome = _outcome(target, wrong, score)
     splits = held_out_splits(len(target), repeats, seed=seed)
     scores = []
     for layer in range(activations.shape[1]):
@@ -148,6 +152,34 @@ def select(
         if on_layer is not None:
             on_layer()
     return Selection(tuple(scores))
+
+
+def score_layer(
+    layer: int,
+    x: Floats,
+    target: Floats,
+    fitter: Fitter,
+    *,
+    wrong: Floats | None = None,
+    repeats: int = 5,
+    seed: int = 0,
+    score: Score = "rmse",
+) -> LayerScore:
+    """What `select` says of one layer. x (N, d); on as many threads as the caller leaves to linear algebra."""
+    outcome = _outcome(target, wrong, score)
+    return _score(layer, x, target, outcome, fitter, held_out_splits(len(target), repeats, seed=seed), score)
+
+
+def _outcome(target: Floats, wrong: Floats | None, score: Score) -> Floats | None:
+    """1 where the answer is wrong, else 0, (N,); None where it is not known."""
+    if score not in SCORES:
+        raise InvalidInput(f"score: {score!r} is not one of {', '.join(SCORES)}")
+    outcome = target if score == "auroc" else wrong
+    if outcome is not None and not (outcome.shape == target.shape and np.isin(outcome, (0.0, 1.0)).all()):
+        raise InvalidInput(
+            f"wrong: {outcome.shape} values for {target.shape} targets, or one that is not 0 or 1; give 1 where the answer is wrong"
+        )
+    return outcome
 
 
 def _score(
