@@ -157,15 +157,16 @@ def probe_of(artifact: Artifact, here: Conditions, baselines: frozenset[str]) ->
         baselines=baselines,
         label_bias=None if bias is None else tuple(bias.tolist()),
         calibration_error=_calibration_error(artifact.calibration),
-        caution=_caution(tested),
+        caution=_caution(artifact.calibration, tested),
         canaries=Canaries.from_json(held) if (held := artifact.calibration.get("canaries")) is not None else None,
     )
 
 
-def _caution(tested: Mapping[str, Any]) -> Caution | None:
-    if tested.get("collapse"):
+def _caution(calibration: Mapping[str, Any], tested: Mapping[str, Any]) -> Caution | None:
+    """Of what is certified, or would be without it: a candidate that failed its test is not served, and needs no word."""
+    if calibration.get("reason") == "collapse" or (calibration.get("reason") is None and tested.get("collapse")):
         return "collapse"
-    return "below_majority" if tested.get("below_majority") else None
+    return "below_majority" if calibration.get("reason") is None and tested.get("below_majority") else None
 
 
 def _mismatch(artifact: Artifact, here: Conditions) -> str | None:

@@ -17,7 +17,7 @@ from merasteer.pipeline import Bars, Job, Options, prepare
 from merasteer.pipeline.collect import collect
 from merasteer.pipeline.fit import fit, vectors_of
 from merasteer.pipeline.workspace import Output
-from merasteer.types import Correction, Policy, SteeringVectors
+from merasteer.types import Correction, SteeringVectors
 
 from ..engine.conftest import plain_generate
 
@@ -39,27 +39,22 @@ def collected(job: Job) -> Output:
     return collect(job, Bars())
 
 
-def required(policy: Policy | None) -> Policy:
-    assert policy is not None
-    return policy
-
-
-def asked(method: Method, job: Job, fitted: Output) -> Iterator[tuple[SteeringVectors, Policy]]:
-    """What the method has the engine do: the vectors and policies that it would send."""
+def asked(method: Method, job: Job, fitted: Output) -> Iterator[tuple[SteeringVectors, Correction]]:
+    """What the method has the engine do: the vectors and corrections that it would send."""
     for key, vectors in vectors_of(fitted).items():
         if isinstance(method, FixedStrength):
-            yield method.vectors(vectors, fitted), required(method.correction("v", job).policy)
+            yield method.vectors(vectors, fitted), method.correction("v", job)
         else:
             alphas = fitted.facts["readouts"][key]["alphas"]
             step = Correction("mera", key, alphas[len(alphas) // 2], positions=job.options.positions)
-            yield vectors, required(step.policy)
+            yield vectors, step
 
 
 @pytest.mark.parametrize("name", STEERING)
 def test_every_method_at_every_position_and_layer_is_the_plain_implementation(
     name: str, job: Job, collected: Output
 ) -> None:
-    method, found = METHODS[name], list[tuple[SteeringVectors, Policy]]()
+    method, found = METHODS[name], list[tuple[SteeringVectors, Correction]]()
     base = method.options(OPTIONS)
     for layers in ["all", (1, 2)] if base.layers == "all" else [base.layers]:
         options = replace(base, layers=layers)
@@ -67,25 +62,25 @@ def test_every_method_at_every_position_and_layer_is_the_plain_implementation(
         assert fitted.facts["readouts"], "the planted failure is there to be read"
         for positions in POSITIONS:
             own = replace(job, options=replace(options, positions=positions))
-            for vectors, policy in asked(method, own, fitted):
-                assert policy.positions == positions
+            for vectors, correction in asked(method, own, fitted):
+                assert correction.positions == positions
                 if layers == (1, 2):
                     assert set(vectors.active_layers) <= {1, 2}
                 elif layers != "all":
                     assert vectors.active_layers == (vectors.report_layer,)
-                found.append((vectors, replace(policy, vectors=f"v{len(found)}")))
+                found.append((vectors, replace(correction, readout=f"v{len(found)}")))
     compare(job, found)
 
 
-def compare(job: Job, found: list[tuple[SteeringVectors, Policy]]) -> None:
+def compare(job: Job, found: list[tuple[SteeringVectors, Correction]]) -> None:
     """All of it in one batch, against one prompt at a time: a label is chosen, and two tokens are, freely."""
     prompts, answers = job.prompts(job.splits.test[:2]), []
     freely = replace(job.served, choose="free").answer_tokens
     with Engine(job.loaded, EngineConfig(max_requests=16, cache_tokens=2048)) as engine:
-        for vectors, policy in found:
-            engine.register(policy.vectors, vectors)
-        for vectors, policy in found:
-            for request in prompts.requests(policy):
+        for vectors, correction in found:
+            engine.register(str(correction.readout), vectors)
+        for vectors, correction in found:
+            for request in prompts.requests(correction):
                 free = replace(request, choice=None, variants=freely, max_new_tokens=2, acts=2)
                 answers += [(vectors, one, engine.submit(one)) for one in (request, free)]
         answers = [(vectors, request, future.result(60)) for vectors, request, future in answers]

@@ -17,6 +17,7 @@ from merasteer.method.scores import apply_logit_bias
 from merasteer.pipeline import Options, run
 from merasteer.pipeline.calibrate import COMBINED, Choice, choose, key_of
 from merasteer.pipeline.job import prepare
+from merasteer.pipeline.telling import verdict
 from merasteer.store.schema import OWN_METHODS
 from merasteer.types import Artifact, Correction
 
@@ -124,7 +125,8 @@ def mostly_yes(row: dict[str, str]) -> str:
 
 def test_a_bias_is_certified_published_and_measured_like_a_step(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
     """Nine labels of ten are "yes" whatever the text says: the bias repairs that, and the readouts beside it only watch."""
-    options, task = Options(ordering=100, candidates=("logit_bias",)), make_task(relabel=mostly_yes)
+    options = Options(ordering=100, candidates=("logit_bias",), allow_collapse=True)  # it says yes to everything
+    task = make_task(relabel=mostly_yes)
     report = run(loaded, task, tmp_path / "store", options)
     assert report is not None
     assert (report["decision"], report["method"]) == ("certified", "logit_bias")
@@ -132,6 +134,8 @@ def test_a_bias_is_certified_published_and_measured_like_a_step(loaded: LoadedMo
     assert report["accuracy"]["steered"] > report["accuracy"]["unsteered"] + 0.2
     assert report["spi"] > 0.5
     assert report["certificate"]["candidates"] == 1
+    assert report["certificate"]["collapse"] == "yes gets 100% of the answers"
+    assert not report["certificate"]["below_majority"]
     found = published(tmp_path / "store")
     assert found.certified
     assert found.alpha is None
@@ -149,6 +153,22 @@ def test_a_bias_is_certified_published_and_measured_like_a_step(loaded: LoadedMo
     by_hand = (apply_logit_bias(scores, found.label_bias.numpy()) == labels).mean()
     before = (collected.tensors["label"].numpy()[job.ordering] == labels).mean()
     assert row["gain"] == pytest.approx(by_hand - before, abs=1e-9)
+
+
+def test_a_gain_that_moves_answers_to_one_class_abstains_as_a_collapse(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
+    """The same bias passes its test, and is not served: the answers become one word. Its report and its artifact say so."""
+    report = run(loaded, make_task(relabel=mostly_yes), tmp_path / "store", Options(ordering=100, candidates=("logit_bias",)))
+    assert report is not None
+    assert (report["decision"], report["reason"], report["method"]) == ("abstained", "collapse", None)
+    certificate = report["certificate"]
+    assert certificate["p_value"] <= certificate["level"] == 0.025
+    assert certificate["collapse"] == "yes gets 100% of the answers"
+    assert report["accuracy"]["steered"] == report["accuracy"]["unsteered"]
+    assert "no repair: yes gets 100% of the answers (--allow-collapse would certify it)" in verdict(report)
+    found = published(tmp_path / "store")
+    assert (found.certified, found.calibration["reason"], found.calibration["chosen"]) == (False, "collapse", None)
+    assert certificate["broken"]["lost"] == certificate["lost"] > 0  # what was right and is lost, of all that was right
+    assert certificate["broken"]["share"] < certificate["broken"]["upper"] <= 1.0
 
 
 def test_one_class_alone_has_neither_probe_nor_bias(loaded: LoadedModel, make_task, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mera_server.loading import identity_of
 from merasteer import store as artifacts
 from merasteer.engine import LoadedModel, load_model
 from merasteer.errors import BadSplits, BadTask, InvalidInput, UnknownProbe
+from merasteer.method.levels import level_of
 from merasteer.pipeline import Bars, recertify, renewals
 from merasteer.pipeline.batch import answers, running
 from merasteer.types import Artifact
@@ -58,7 +59,13 @@ def test_where_nothing_changed_the_numbers_are_those_of_the_run(
     new = default(store, loaded)
     assert new.digest == report["artifact"] != old.digest
     tested = {row["key"]: row for row in old.calibration["tested"]}
-    assert new.calibration["tested"] == [tested[old.calibration["chosen"]]]
+    assert report["certificate"]["level"] == level_of(0.05, 2)  # a test of its own, on rows that one was made on
+    assert [report[name]["attempt"] for name in ("before", "certificate")] == [1, 2]
+    [found], then = new.calibration["tested"], tested[old.calibration["chosen"]]
+    at_its_level = ("lower_bound", "broken")  # the same answers, bounded at another level
+    assert {**found, **dict.fromkeys(at_its_level)} == {**then, **dict.fromkeys(at_its_level)}
+    assert found["lower_bound"] < then["lower_bound"]
+    assert found["broken"]["upper"] > then["broken"]["upper"]
     assert (new.certified, new.alpha, new.calibration["recertifies"]) == (True, old.alpha, old.digest)
     assert torch.equal(new.step, old.step)
     assert new.calibration["predicted_error"] == old.calibration["predicted_error"]

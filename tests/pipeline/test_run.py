@@ -14,8 +14,10 @@ from merasteer import store as artifacts
 from merasteer.engine import LoadedModel
 from merasteer.engine.layers import family_of
 from merasteer.errors import BadSplits, InvalidInput
+from merasteer.method.levels import level_of
 from merasteer.pipeline import Options, prepare, run
 from merasteer.pipeline.batch import running
+from merasteer.store import ledger
 
 KEYS = {
     "task", "model", "decision", "reason", "artifact", "method", "alpha", "hook_point", "direction", "n", "accuracy", "spi",
@@ -38,7 +40,11 @@ def test_a_planted_failure_is_repaired_and_certified(finished) -> None:
     assert report["spi_interval"][0] <= report["spi"] <= report["spi_interval"][1]
     assert set(report["recall"]) == {"yes", "no"}
     assert report["certificate"]["test"] == "mcnemar"
-    assert report["certificate"]["p_value"] <= 0.05
+    certificate = report["certificate"]
+    assert certificate["p_value"] <= certificate["level"] == level_of(0.05, certificate["attempt"]) == 0.025
+    assert (certificate["collapse"], certificate["below_majority"]) == (None, False)
+    assert certificate["broken"]["lost"] == certificate["lost"]
+    assert certificate["broken"]["share"] < certificate["broken"]["upper"] < 0.2
     assert report["certificate"]["candidates"] == 60 + 1 + 5  # steps, the bias, the best steps with the bias
     assert report["method"] in ("mera", "mera+bias")
     assert set(report["seconds"]) == {"collect", "fit", "calibrate", "evaluate"}
@@ -96,7 +102,7 @@ def test_random_labels_abstain(loaded: LoadedModel, make_task, tmp_path: Path) -
         assert entry.digest == report["artifact"]
         assert entry.artifact is not None
         assert entry.artifact.alpha is None
-        assert report["certificate"]["p_value"] > 0.05
+        assert report["certificate"]["p_value"] > report["certificate"]["level"] == 0.025
 
 
 def test_one_class_alone_is_no_probe_and_publishes_an_artifact_that_says_so(
@@ -192,9 +198,9 @@ def test_a_model_without_a_folder_cannot_be_named(loaded: LoadedModel, make_task
 
 
 def tree(store: Path) -> dict[str, str]:
-    """Published files and their hashes."""
+    """Published files and their hashes; the ledger holds the time, which differs."""
     return {
         str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(store.rglob("*"))
-        if path.is_file() and ".work" not in path.parts
+        if path.is_file() and ".work" not in path.parts and path.name != ledger.FILE
     }

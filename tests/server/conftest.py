@@ -20,7 +20,7 @@ from merasteer.types import Correction, ServedTask
 MakePlan = Callable[..., Plan]
 
 LABELS = ("ham", "spam")
-CERTIFICATE = Certificate("mcnemar", 0.12, 0.05, 0.0, 0.05, 250)
+CERTIFICATE = Certificate("mcnemar", 0.12, 0.05, 0.0, 0.05, n=250, level=0.025, attempt=1)
 SPELT = (((1,),), ((2,), (3,)))
 BOS, TURN = "<s>", "<t>"
 CHAT = (

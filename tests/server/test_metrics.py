@@ -94,15 +94,16 @@ def test_what_is_served_and_nothing_that_was(catalog: Catalog, good: Probe, weak
     metrics = Metrics()
     assert samples(metrics)["mera_probes_rejected"] == 0
     rejected = Entry(Path("x"), "good", None, "rejected", "good/x: cut", None)
-    read = replace(good, calibration_error=0.25)
+    read, below = replace(good, calibration_error=0.25), replace(weak, caution="below_majority")
+    probes, latest = {probe.digest: probe for probe in (read, below)}, {"good": read, "weak": below}
     metrics.catalog(
-        replace(catalog, latest={"good": read, "weak": weak}, entries=[*catalog.entries, rejected, rejected])
+        replace(catalog, probes=probes, latest=latest, entries=[*catalog.entries, rejected, rejected])
     )
     a, b = "aa" * 32, "bb" * 32
     found = {name: value for name, value in samples(metrics).items() if name.split("{")[0] in OF_ARTIFACTS}
     assert found == {
-        f'mera_probe_info{{alpha="0.3",certified="true",probe="{a}",task="good"}}': 1,
-        f'mera_probe_info{{alpha="",certified="false",probe="{b}",task="weak"}}': 1,
+        f'mera_probe_info{{alpha="0.3",caution="",certified="true",probe="{a}",task="good"}}': 1,
+        f'mera_probe_info{{alpha="",caution="below_majority",certified="false",probe="{b}",task="weak"}}': 1,
         "mera_probes_rejected": 2,
         'mera_calibration_predicted_error{task="good"}': 0.25,
         'mera_certified_gain_lower_bound{task="good"}': 0.05,
@@ -111,6 +112,6 @@ def test_what_is_served_and_nothing_that_was(catalog: Catalog, good: Probe, weak
     metrics.catalog(replace(catalog, probes={a: other}, latest={"good": other}, entries=[]))
     found = {name: value for name, value in samples(metrics).items() if name.split("{")[0] in OF_ARTIFACTS}
     assert found == {
-        f'mera_probe_info{{alpha="0.3",certified="false",probe="{a}",task="good"}}': 1,
+        f'mera_probe_info{{alpha="0.3",caution="",certified="false",probe="{a}",task="good"}}': 1,
         "mera_probes_rejected": 0,
     }

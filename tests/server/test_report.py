@@ -57,7 +57,7 @@ def test_every_field_of_a_steered_answer(make_plan: MakePlan) -> None:
             "steering": {"tokens": 2, "steered_tokens": 1, "cells": 6, "steered_cells": 4, "mean_shift": 0.04, "max_shift": 0.2},
             "guarantee": {
                 "certified": True, "why": None, "test": "mcnemar", "gain": 0.12, "lower_bound": 0.05, "epsilon": 0.0,
-                "delta": 0.05, "n": 250,
+                "delta": 0.05, "level": 0.025, "attempt": 1, "n": 250,
             },
             "answer": {"label": "spam", "probabilities": {"ham": 0.08, "spam": 0.92}},
             "trace": None,

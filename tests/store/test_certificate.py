@@ -83,6 +83,36 @@ def test_the_certificate_is_that_of_the_candidate_tested(parts: Any) -> None:
     assert certificate_of({**parts.calibration, "tested": []}) is None
 
 
+def test_level_and_attempt_are_told_and_of_before_the_level_is_delta(parts: Any) -> None:
+    found = certificate_of({**parts.calibration, "level": 0.025, "attempt": 1, "entry": "ab" * 6})
+    assert found is not None
+    assert (found["level"], found["attempt"], found["delta"]) == (0.025, 1, 0.05)
+    before = certificate_of(parts.calibration)
+    assert before is not None
+    assert (before["level"], before["attempt"], before["broken"]) == (0.05, None, None)
+
+
+def test_a_p_value_above_the_level_of_its_attempt_does_not_certify(parts: Any) -> None:
+    parts.calibration["tested"][0]["p_value"] = 0.03  # at δ = .05 it would
+    parts.calibration |= {"level": 0.025, "attempt": 1, "entry": "ab" * 6}
+    with pytest.raises(BadArtifact, match=r"p_value: 0\.03 is above the level 0\.025"):
+        agree(parts.manifest, parts.calibration)
+
+
+def test_of_several_tested_the_one_that_was_refused_for_its_collapse_is_told(parts: Any) -> None:
+    first = parts.calibration["tested"][0]
+    _abstain(parts.calibration)
+    other = next(row["key"] for row in parts.calibration["candidates"] if row["key"] != first["key"])
+    failing = first | {"key": other, "p_value": 0.6, "collapse": None}
+    tested = [failing, first | {"p_value": 0.001, "collapse": "ham gets 100% of the answers"}]
+    found = certificate_of({**parts.calibration, "reason": "collapse", "chances": 2, "tested": tested})
+    assert found is not None
+    assert (found["key"], found["collapse"]) == (first["key"], "ham gets 100% of the answers")
+    failed = certificate_of({**parts.calibration, "chances": 2, "tested": tested})
+    assert failed is not None
+    assert failed["key"] == other
+
+
 def test_a_method_may_stand_beside_a_candidate(parts: Any) -> None:
     parts.calibration["candidates"][1]["method"] = "logit_bias"
     validate(parts.calibration)

@@ -122,13 +122,18 @@ def agree(manifest: Manifest, calibration: Mapping[str, Any]) -> None:
 
 
 def certificate_of(calibration: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What was tested and what came of it, flat and JSON-able: the chosen candidate, else the first tested, else None."""
+    """What was tested and what came of it, flat and JSON-able: the chosen candidate, else the one that was refused, else the first tested.
+
+    None where nothing was tested.
+    """
     if not calibration["tested"]:
         return None
     tested = {row["key"]: row for row in calibration["tested"]}
-    row = tested.get(calibration["chosen"], calibration["tested"][0])
     shared = {name: calibration[name] for name in ("test", "delta", "epsilon", "chances")}
     shared |= {"level": calibration.get("level", calibration["delta"]), "attempt": calibration.get("attempt")}
+    level = shared["level"] / shared["chances"]
+    refused = (row for row in calibration["tested"] if calibration["reason"] == "collapse" and row["p_value"] <= level)
+    row = tested.get(calibration["chosen"]) or next(refused, calibration["tested"][0])
     effects = {name: row.get(name) for name in ("collapse", "below_majority", "broken")}
     return {**shared, **{name: row[name] for name in TESTED}, **effects, "candidates": len(calibration["candidates"])}
 
