@@ -189,3 +189,10 @@ def test_an_artifacts_summary_has_the_fields_of_probe_info(address):
         found = client.probes()
     assert found
     assert all(set(probe.raw) == {field.name for field in fields(ProbeInfo)} - {"raw"} for probe in found)
+
+
+def test_the_client_knows_every_reason_of_the_server() -> None:
+    from mera_client import _types
+    from mera_server import replies
+
+    assert get_args(_types.Reason) == get_args(replies.Reason)

@@ -249,7 +249,7 @@ def test_memory_that_runs_out_while_the_engine_starts_names_what_to_lower(
     def full(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("merasteer.engine.engine.Steering", full)
+    monkeypatch.setattr("merasteer.engine.line.Steering", full)
     with pytest.raises(InvalidInput, match=r"^memory: that of cpu .* lower cache_tokens, max_policies or max_requests"):
         loading.load(settings)
 
@@ -265,7 +265,7 @@ def test_another_fault_while_the_engine_starts_is_not_called_want_of_memory(
     def wrong(*_: Any) -> None:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr("merasteer.engine.engine.Steering", wrong)
+    monkeypatch.setattr("merasteer.engine.line.Steering", wrong)
     with pytest.raises(RuntimeError, match="shapes"):
         loading.load(settings)
 

@@ -16,6 +16,10 @@ from mera_server.loading import Serving, load
 from mera_server.settings import Settings
 
 from merasteer import demo, store
+from merasteer.engine import Engine, load_model
+from merasteer.pipeline import Bars
+from merasteer.pipeline.canaries import measured
+from merasteer.tasks import Prompter
 
 from .conftest import ready
 
@@ -68,12 +72,33 @@ def publish(
     store.publish(folder, manifest=manifest, calibration=calibration, tensors=tensors)
 
 
+def measure(draft: Path, folder: Path) -> None:
+    """The artifacts of `draft` again, with the canaries that a run which certified them would have left behind."""
+    loaded = load_model(demo.model_dir())
+    with Engine(loaded) as engine, Bars().bar("canaries", 1) as bar:
+        for entry in store.scan([draft]):
+            artifact = entry.artifact
+            assert artifact is not None, entry.reason
+            calibration = dict(artifact.calibration)
+            calibration.pop("canaries", None)
+            if artifact.certified:
+                engine.register(artifact.digest, artifact.vectors)
+                prompter = Prompter(artifact.task, loaded.tokenizer)
+                found = measured(engine, prompter, artifact.correction, loaded.dtype, bar)
+                calibration["canaries"] = found.to_json()
+            manifest = {key: value for key, value in artifact.manifest.items() if key not in ("schema", "digest", "files")}
+            held = {name: getattr(artifact, name) for name in ("weight", "bias", "step", "contrastive", "label_bias")}
+            tensors = {name: tensor for name, tensor in held.items() if tensor is not None}
+            store.publish(folder, manifest=manifest, calibration=calibration, tensors=tensors)
+
+
 @pytest.fixture(scope="module")
 def methods_serving(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    folder = tmp_path_factory.mktemp("methods")
+    draft, folder = tmp_path_factory.mktemp("draft"), tmp_path_factory.mktemp("methods")
     for task, facts in ARTIFACTS.items():
-        publish(folder, task, *facts)
-    publish(folder, "idle", "logit_bias", True, TO_SPAM, idle=True)
+        publish(draft, task, *facts)
+    publish(draft, "idle", "logit_bias", True, TO_SPAM, idle=True)
+    measure(draft, folder)
     found = load(Settings(store=folder))
     assert set(ARTIFACTS) <= set(found.catalog.latest), [entry.reason for entry in found.catalog.entries]
     yield found
@@ -172,8 +197,6 @@ async def test_an_explicit_choice_is_served_without_a_guarantee(ask: Any, method
 @pytest.mark.parametrize(
     ("task", "method"),
     [
-        ("biased", "mera"),
-        ("biased", "mera+bias"),
         ("weak_biased", None),
         ("weak_biased", "logit_bias"),
         ("weak_both", None),
@@ -193,7 +216,7 @@ async def test_what_was_not_certified_is_not_applied(ask: Any, task: str, method
 
 
 async def test_an_override_moves_and_biases(ask: Any) -> None:
-    mera = (await served(ask, "weak_both", FIELDS[0], alpha=0.001, positions="last"))["mera"]
+    mera = (await served(ask, "weak_both", FIELDS[0], alpha=0.001, positions="all"))["mera"]
     assert (mera["method"], mera["decision"], mera["alpha"]) == ("mera+bias", "steered", 0.001)
     assert mera["answer"]["label"] == "spam"
     assert mera["guarantee"]["why"] == "the artifact is not certified; alpha, positions overridden"
@@ -208,6 +231,8 @@ async def test_an_override_moves_and_biases(ask: Any) -> None:
         ("biased", {"positions": [0]}, "invalid_input", "steering.positions"),
         ("biased", {"method": "logit_bias", "layers": [0]}, "invalid_input", "steering.layers"),
         ("biased", {"method": "mera", "layers": [0]}, "alpha_required", "steering.alpha"),
+        ("biased", {"method": "mera"}, "alpha_required", "steering.alpha"),
+        ("biased", {"method": "mera+bias"}, "alpha_required", "steering.alpha"),
         ("both", {"positions": [100_000]}, "invalid_input", "steering.positions"),
     ],
 )

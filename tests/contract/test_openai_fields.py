@@ -136,7 +136,7 @@ async def test_the_other_served_fields(send: Any, serving: Serving, route: str) 
         route, steering={"task": "demo_spam", "alpha": 0.2, "positions": "all", "layers": [probe.active[0]]}
     )
     assert steered.policy == Policy(probe.digest, 0.2, 0.0, "all", (probe.active[0],))
-    [named] = await send(route, model=f"{MODEL}:demo_spam")
+    [*_, named] = await send(route, model=f"{MODEL}:demo_spam")  # behind the canaries, where nobody relied on them yet
     assert (named.policy, named.choice) == (Policy(probe.digest, probe.alpha), probe.task.choice)
     [traced] = await send(route, model=f"{MODEL}:demo_spam", details="trace")
     assert traced == replace(named, trace=True)

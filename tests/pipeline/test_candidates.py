@@ -155,9 +155,13 @@ def test_a_bias_is_certified_published_and_measured_like_a_step(loaded: LoadedMo
     assert row["gain"] == pytest.approx(by_hand - before, abs=1e-9)
 
 
-def test_a_gain_that_moves_answers_to_one_class_abstains_as_a_collapse(loaded: LoadedModel, make_task, tmp_path: Path) -> None:
+def test_a_gain_that_moves_answers_to_one_class_abstains_as_a_collapse(
+    loaded: LoadedModel, make_task, tmp_path: Path
+) -> None:
     """The same bias passes its test, and is not served: the answers become one word. Its report and its artifact say so."""
-    report = run(loaded, make_task(relabel=mostly_yes), tmp_path / "store", Options(ordering=100, candidates=("logit_bias",)))
+    report = run(
+        loaded, make_task(relabel=mostly_yes), tmp_path / "store", Options(ordering=100, candidates=("logit_bias",))
+    )
     assert report is not None
     assert (report["decision"], report["reason"], report["method"]) == ("abstained", "collapse", None)
     certificate = report["certificate"]

@@ -23,7 +23,7 @@ OFF = "the model does not behave as tested: canary 3 is off by 0.2 (tolerance 0.
 BIAS = (0.5, -0.5)
 
 # The lines of the table in their order; each is a situation that may hold together with every other.
-LINES = ("bias moves", "none", "disabled", "no_probe", "overridden", "conditions", "uncertified", "other_prompt")
+LINES = ("bias moves", "none", "disabled", "no_probe", "overridden", "conditions", "collapse", "uncertified", "other_prompt")
 
 
 @pytest.fixture
@@ -34,8 +34,10 @@ def situation(make_plan: MakePlan, catalog: Catalog, good: Probe) -> Callable[..
         probe = holding(good, label_bias=BIAS)
         if "conditions" in holds:
             probe = replace(probe, mismatch="made elsewhere")
-        if "uncertified" in holds:
+        if {"uncertified", "collapse"} & set(holds):
             probe = holding(probe, certified=False, alpha=None)
+        if "collapse" in holds:
+            probe = replace(probe, caution="collapse")
         method = "logit_bias" if "bias moves" in holds else "none" if "none" in holds else None
         alpha = 0.1 if {"bias moves", "overridden"} & set(holds) else None
         asked = {"task": None if "other_prompt" in holds else "good", "method": method, "alpha": alpha, **steering}
@@ -70,7 +72,8 @@ COMBINATIONS = [
 @pytest.mark.parametrize("holds", COMBINATIONS, ids="+".join)
 def test_the_first_line_that_applies_decides(situation: Callable[..., Plan], holds: tuple[str, ...]) -> None:
     # What is not certified has no conditions that it was certified under.
-    lines = [line for line in LINES if line in holds and not (line == "conditions" and "uncertified" in holds)]
+    certified = not {"uncertified", "collapse"} & set(holds)
+    lines = [line for line in LINES if line in holds and (certified or line != "conditions")]
     if lines[:1] == ["bias moves"]:
         with pytest.raises(InvalidInput, match=r"^steering\.alpha: logit_bias moves nothing") as caught:
             situation(*holds)

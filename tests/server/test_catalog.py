@@ -18,8 +18,22 @@ HERE = Conditions(ModelMeaning("w", "c", "t", "", "e"), "float32", "cpu", "sdpa"
 
 def test_the_listing_puts_the_certified_first(catalog: Catalog) -> None:
     assert [row.model_dump() for row in catalog.listing().tasks] == [
-        {"name": "good", "labels": ["ham", "spam"], "probe": "aa" * 32, "certified": True, "alpha": 0.3, "caution": None},
-        {"name": "weak", "labels": ["ham", "spam"], "probe": "bb" * 32, "certified": False, "alpha": None, "caution": None},
+        {
+            "name": "good",
+            "labels": ["ham", "spam"],
+            "probe": "aa" * 32,
+            "certified": True,
+            "alpha": 0.3,
+            "caution": None,
+        },
+        {
+            "name": "weak",
+            "labels": ["ham", "spam"],
+            "probe": "bb" * 32,
+            "certified": False,
+            "alpha": None,
+            "caution": None,
+        },
         {"name": "bare", "labels": ["ham", "spam"], "probe": None, "certified": False, "alpha": None, "caution": None},
     ]
 
@@ -31,12 +45,18 @@ def test_the_listing_puts_the_certified_first(catalog: Catalog) -> None:
         (None, {"collapse": None, "below_majority": True}, "below_majority"),
         (None, {"collapse": "ham is never answered", "below_majority": False}, "collapse"),  # --allow-collapse
         ("collapse", {"collapse": "ham is never answered", "below_majority": False}, "collapse"),
-        ("uncertified", {"collapse": "ham is never answered", "below_majority": False}, None),  # it failed: never served
+        (
+            "uncertified",
+            {"collapse": "ham is never answered", "below_majority": False},
+            None,
+        ),  # it failed: never served
         ("uncertified", {"collapse": None, "below_majority": True}, None),
         (None, {}, None),  # from before there were such words
     ],
 )
-def test_the_caution_is_of_what_passed_its_test(reason: str | None, tested: dict[str, object], caution: str | None) -> None:
+def test_the_caution_is_of_what_passed_its_test(
+    reason: str | None, tested: dict[str, object], caution: str | None
+) -> None:
     row = {"key": "k", "n": 250, "gained": 30, "lost": 5, "p_value": 0.01, "gain": 0.1, "lower_bound": 0.0, **tested}
     calibration = {"test": "mcnemar", "epsilon": 0.0, "delta": 0.05, "chances": 1, "candidates": [{"key": "k"}],
                    "decision": "abstained" if reason else "certified", "reason": reason, "chosen": None if reason else "k",

@@ -96,9 +96,7 @@ def test_what_is_served_and_nothing_that_was(catalog: Catalog, good: Probe, weak
     rejected = Entry(Path("x"), "good", None, "rejected", "good/x: cut", None)
     read, below = replace(good, calibration_error=0.25), replace(weak, caution="below_majority")
     probes, latest = {probe.digest: probe for probe in (read, below)}, {"good": read, "weak": below}
-    metrics.catalog(
-        replace(catalog, probes=probes, latest=latest, entries=[*catalog.entries, rejected, rejected])
-    )
+    metrics.catalog(replace(catalog, probes=probes, latest=latest, entries=[*catalog.entries, rejected, rejected]))
     a, b = "aa" * 32, "bb" * 32
     found = {name: value for name, value in samples(metrics).items() if name.split("{")[0] in OF_ARTIFACTS}
     assert found == {

@@ -9,6 +9,8 @@ from typing import Any, Literal
 # Documentation for people and type checkers: a newer server may send another value, and that is no error.
 Decision = Literal["steered", "not_needed", "abstained", "off"]
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
+# Why a server abstained, the first that holds.
+Reason = Literal["disabled", "no_probe", "conditions", "collapse", "uncertified", "other_prompt"]
 
 Inputs = str | Mapping[str, Any]
 Method = Literal["mera", "none", "additive", "contrastive", "logit_bias", "mera+bias"]
@@ -125,7 +127,7 @@ class Mera:
     """What steering did and why. With `mera_details="none"` only decision, reason and alpha are filled."""
 
     decision: Decision
-    reason: str | None = None
+    reason: Reason | None = None
     alpha: float | None = None
     task: str | None = None
     probe: str | None = None
@@ -199,7 +201,7 @@ class Classified:
     label: str | None
     probabilities: Mapping[str, float]
     decision: Decision
-    reason: str | None
+    reason: Reason | None
     predicted_error: PredictedError | None
     certified: bool
 

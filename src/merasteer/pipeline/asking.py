@@ -67,11 +67,12 @@ class Asker:
         total = sum(int(flags.sum()) for flags in wanted)
         if not total:
             return
+        # Only of those that somebody asks: a group of fewer prompts than fill a pass would compute each several times.
+        some = [i for i in range(len(self._prompts.tokens)) if any(flags[i] for flags in wanted)]
         with bars.bar(title, total) as bar:
-            for number, rows in enumerate(parts(self._prompts, BATCH_TOKENS, MAX_REQUESTS)):
-                pairs = [(k, i) for k, flags in enumerate(wanted) for i in rows if flags[i]]
-                if pairs:
-                    self._group(f"{title} {number}", corrections, pairs, found, bar)
+            for number, rows in enumerate(parts(self._prompts.some(some), BATCH_TOKENS, MAX_REQUESTS)):
+                pairs = [(k, some[i]) for k, flags in enumerate(wanted) for i in rows if flags[some[i]]]
+                self._group(f"{title} {number}", corrections, pairs, found, bar)
 
     def _group(
         self,

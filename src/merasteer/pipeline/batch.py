@@ -130,11 +130,16 @@ def generations(
     due = 0
     for i in order:
         if i in submitted:
-            _awaited(submitted[i], where[i % len(where)] if where else f"prompt {i + 1}")
+            _awaited(submitted[i], _named(i, where))
         bar.advance()
         while due in submitted and submitted[due].done():
-            yield submitted.pop(due).result()
+            yield _awaited(submitted.pop(due), _named(due, where))
             due += 1
+
+
+def _named(i: int, where: Sequence[str]) -> str:
+    """The row of request i."""
+    return where[i % len(where)] if where else f"prompt {i + 1}"
 
 
 def _awaited(answer: Future[Generation], where: str) -> Generation:
