@@ -93,9 +93,10 @@ def test_without_a_ledger_that_can_be_trusted_nothing_is_tested(
         path.mkdir()
     else:
         path.write_text("".join(lines[1:] if harm == "a line removed" else lines))
-    with pytest.raises(InvalidInput, match="ledger: .*fresh rows"):
+    with pytest.raises(InvalidInput, match=r"ledger: .*fresh rows"):
         go(loaded, task, store)
-    assert [entry.digest for entry in artifacts.scan([store])] == [entry.digest for entry in before]
+    after = [entry.digest for entry in artifacts.scan([store]) if entry.digest]
+    assert after == [entry.digest for entry in before]
     assert not list((store / ".work").glob(f"*/*/{key(loaded, task, store)}/calibrate*"))
 
 
@@ -103,7 +104,9 @@ def key(loaded: LoadedModel, task: Path, store: Path) -> str:
     return prepare(loaded, task, store, OPTIONS).workspace.key
 
 
-def test_a_ledger_that_lost_its_lines_does_not_give_attempts_back(loaded: LoadedModel, task: Path, tmp_path: Path) -> None:
+def test_a_ledger_that_lost_its_lines_does_not_give_attempts_back(
+    loaded: LoadedModel, task: Path, tmp_path: Path
+) -> None:
     """A line cut short was never relied on; but an artifact whose entry is gone was tested, and counts."""
     store = tmp_path / "store"
     go(loaded, task, store, seed=1)
@@ -118,7 +121,9 @@ def test_an_artifact_of_before_the_ledger_is_its_first_entry(loaded: LoadedModel
     go(loaded, task, tmp_path / "made")
     [entry] = artifacts.scan([tmp_path / "made"])
     assert entry.artifact is not None
-    told = {name: value for name, value in entry.artifact.calibration.items() if name not in ("level", "attempt", "entry")}
+    told = {
+        name: value for name, value in entry.artifact.calibration.items() if name not in ("level", "attempt", "entry")
+    }
     held = {name: getattr(entry.artifact, name) for name in ("weight", "bias", "step", "contrastive", "label_bias")}
     tensors = {name: tensor for name, tensor in held.items() if tensor is not None}
     artifacts.publish(tmp_path / "store", manifest=entry.artifact.manifest, calibration=told, tensors=tensors)

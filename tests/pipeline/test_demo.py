@@ -49,7 +49,7 @@ def test_answers_that_all_become_one_word_are_a_collapse(model: Path, tmp_path: 
 
     A bias that says one word to everything is right half of the time instead of a seventh: a true gain of accuracy, and no repair.
     """
-    rows = [{"text": row["text"], "label": row["label"]} for row in deploy_rows(1000, 3)]
+    rows = [{"text": row["text"], "label": row["label"]} for row in deploy_rows(1050, 3)]
     asked = DESK_A_TEMPLATE.replace("desk A", "desk B")
     task = write_task(tmp_path, "my_task", "The README's own task.", asked, rows, SIZES)
     report = run(model, task, tmp_path / "store", replace(OPTIONS, candidates=OWN_METHODS))

@@ -83,17 +83,22 @@ def test_killed_before_every_durable_call(nursery: Nursery, model_folder: Path, 
     assert found == digest
     assert check(store, digest)
     assert kills >= 4 * 2 + 8
-    assert {len(names) for names in seen.values()} >= {
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        9,
-    }  # after each stage, the ledger's entry, what stands beside the last one's answers before it, and the artifact's three files
-    [entry] = entries(store)  # killed before its entry was durable, between entry and outcome, and behind it: one attempt
+    assert (
+        {len(names) for names in seen.values()}
+        >= {
+            0,
+            1,
+            2,
+            3,
+            4,
+            5,
+            6,
+            9,
+        }
+    )  # after each stage, the ledger's entry, what stands beside the last one's answers before it, and the artifact's three files
+    [entry] = entries(
+        store
+    )  # killed before its entry was durable, between entry and outcome, and behind it: one attempt
     assert (entry.attempt, entry.level) == (1, level_of(0.05, 1))
 
 
