@@ -159,7 +159,9 @@ async def test_the_last_position_and_listed_ones(ask: Ask, serving: Serving) -> 
         found = await ask(FIELDS, "demo_spam", steering=steering, parameters={"max_new_tokens": 3})
         counts = found["mera"]["steering"]
         assert (counts["tokens"], counts["cells"]) == (tokens, tokens * active)
-        what = "alpha" if positions == "last" else "alpha, positions"  # a label of one token is chosen at the last position
+        what = (
+            "alpha" if positions == "last" else "alpha, positions"
+        )  # a label of one token is chosen at the last position
         assert found["mera"]["guarantee"]["why"] == f"{what} overridden"
     everywhere = list(range(found["details"]["prompt_tokens"]))
     listed = await ask(FIELDS, "demo_spam", steering={"positions": everywhere}, parameters={"max_new_tokens": 1})

@@ -86,7 +86,9 @@ def measure(draft: Path, folder: Path) -> None:
                 prompter = Prompter(artifact.task, loaded.tokenizer)
                 found = measured(engine, prompter, artifact.correction, loaded.dtype, bar)
                 calibration["canaries"] = found.to_json()
-            manifest = {key: value for key, value in artifact.manifest.items() if key not in ("schema", "digest", "files")}
+            manifest = {
+                key: value for key, value in artifact.manifest.items() if key not in ("schema", "digest", "files")
+            }
             held = {name: getattr(artifact, name) for name in ("weight", "bias", "step", "contrastive", "label_bias")}
             tensors = {name: tensor for name, tensor in held.items() if tensor is not None}
             store.publish(folder, manifest=manifest, calibration=calibration, tensors=tensors)

@@ -75,7 +75,9 @@ async def test_what_is_served(client: httpx.AsyncClient, serving: Serving) -> No
     found = await samples(client)
     probe = serving.catalog.latest["demo_spam"]
     assert (
-        found[f'mera_probe_info{{alpha="{probe.alpha:.6g}",caution="",certified="true",probe="{probe.digest}",task="demo_spam"}}']
+        found[
+            f'mera_probe_info{{alpha="{probe.alpha:.6g}",caution="",certified="true",probe="{probe.digest}",task="demo_spam"}}'
+        ]
         == 1
     )
     models = [name for name in found if name.startswith("mera_model_info")]

@@ -15,12 +15,14 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from merasteer.engine import Engine, identity_facts, load_model, model_name
+from merasteer.conditions import differences
+from merasteer.engine import Engine, conditions_of, identity_facts, load_model, model_name
 from merasteer.engine.gguf import open_gguf
 from merasteer.engine.gguf_config import configuration
 from merasteer.errors import InvalidInput
-from merasteer.store import identify
-from merasteer.types import GenerationRequest
+from merasteer.store import identify, plant, snapshot
+from merasteer.store.scanning import under
+from merasteer.types import GenerationRequest, ServedTask
 
 from .gguf_writer import CONTROL, LETTERS, MERGES, gguf, write_gguf
 
@@ -184,6 +186,24 @@ def test_a_file_is_identified_by_its_content(write, llama, make_tiny, tmp_path):
         False,
         True,
     )
+
+
+def test_a_file_and_the_folder_saved_out_of_it_share_an_artifact(write, llama, tmp_path):
+    """Made for the one, it is the other's as well, under the same conditions."""
+    file = load_model(write(llama), device="cpu")
+    file.model.save_pretrained(tmp_path / "saved" / "tiny")
+    file.tokenizer.save_pretrained(tmp_path / "saved" / "tiny")
+    folder = load_model(tmp_path / "saved" / "tiny", device="cpu")
+    task = ServedTask("spam", ("ham", "spam"), (((7,),), ((8,),)), "{text}", "labels", "last", 1)
+    made = plant(tmp_path / "store", identify(**identity_facts(file)), task, "residual", 0)
+    for loaded in (file, folder):
+        entries, defaults = snapshot([tmp_path / "store"], identify(**identity_facts(loaded)))
+        assert [(entry.status, entry.reason) for entry in entries] == [("loaded", None)]
+        assert under(entries, defaults, conditions_of(loaded))["spam"].path == made
+        assert differences(entries[0].artifact.conditions, conditions_of(loaded)) == ()
+    other = load_model(write(llama, more={"llama.rope.freq_base": 500.0}), device="cpu")
+    [entry], _ = snapshot([tmp_path / "store"], identify(**identity_facts(other)))
+    assert any("rope_theta" in phrase for phrase in differences(entry.artifact.conditions, conditions_of(other)))
 
 
 def test_a_model_is_named_as_it_will_be_once_it_is_loaded(write, llama, tmp_path):

@@ -110,7 +110,9 @@ def test_another_model_is_not_what_was_certified(
             Limits(),
         )  # fmt: skip
         assert (planned.decision, planned.reason, planned.correction.moves) == ("abstained", "conditions", False)
-    then, now = (prepare(model, finished.task, store, finished.options) for model in (loaded, load_model(copied, device="cpu")))
+    then, now = (
+        prepare(model, finished.task, store, finished.options) for model in (loaded, load_model(copied, device="cpu"))
+    )
     for name in ("ground", "workspace"):
         assert getattr(then, name).folder.is_dir()
         assert not getattr(now, name).folder.exists()
@@ -193,7 +195,11 @@ def test_three_servers_share_a_store(finished: Any, store: Path, model_folder: P
     first = artifacts.load(next(store.glob("tiny/desks/*/manifest.json")).parent)
     latest = store / "tiny" / "desks" / "latest"
     before = latest.read_text()
-    for runtime, said in (({"dtype": "bfloat16"}, "dtype float32 then, bfloat16 here"), ({"ranks": 2}, "tensor-parallel ranks 1 then, 2 here")):  # fmt: skip
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"dtype": "bfloat16"}, "dtype float32 then, bfloat16 here"),
+        ({"ranks": 2}, "tensor-parallel ranks 1 then, 2 here"),
+    ]
+    for runtime, said in others:
         found = served(store, loaded, **runtime)
         assert (found.digest, found.guaranteed) == (first.digest, False)
         assert said in str(found.mismatch)
@@ -231,7 +237,17 @@ def test_recertifying_for_one_leaves_the_other(
     finished: Any, store: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = here(model_folder, store)
-    command = ["recertify", "--model", str(model_folder), "--store", str(store), "--device", "cpu", "--dtype", "bfloat16"]
+    command = [
+        "recertify",
+        "--model",
+        str(model_folder),
+        "--store",
+        str(store),
+        "--device",
+        "cpu",
+        "--dtype",
+        "bfloat16",
+    ]
     assert main([*command, "--task", str(finished.task)]) == 0
     [report] = json.loads(capsys.readouterr().out)["recertified"]
     assert report["runtime"] == {"dtype": "bfloat16", "device": "cpu", "attention": "sdpa", "ranks": 1}

@@ -68,7 +68,9 @@ def test_where_nothing_changed_the_numbers_are_those_of_the_run(
     assert found["broken"]["upper"] > then["broken"]["upper"]
     assert (new.certified, new.alpha, new.calibration["recertifies"]) == (True, old.alpha, old.digest)
     assert torch.equal(new.step, old.step)
-    assert new.calibration["predicted_error"] == old.calibration["predicted_error"]
+    assert new.calibration["predicted_error"] == pytest.approx(
+        old.calibration["predicted_error"]
+    )  # read in other batches
     assert {**new.manifest, "digest": "", "files": {}} == {**old.manifest, "digest": "", "files": {}}
 
 

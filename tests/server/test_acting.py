@@ -23,7 +23,17 @@ OFF = "the model does not behave as tested: canary 3 is off by 0.2 (tolerance 0.
 BIAS = (0.5, -0.5)
 
 # The lines of the table in their order; each is a situation that may hold together with every other.
-LINES = ("bias moves", "none", "disabled", "no_probe", "overridden", "conditions", "collapse", "uncertified", "other_prompt")
+LINES = (
+    "bias moves",
+    "none",
+    "disabled",
+    "no_probe",
+    "overridden",
+    "conditions",
+    "collapse",
+    "uncertified",
+    "other_prompt",
+)
 
 
 @pytest.fixture

@@ -168,3 +168,20 @@ def test_tokens_full_text_and_seed(make_plan: MakePlan) -> None:
 def test_the_two_shapes_of_mera_are_told_apart() -> None:
     schema = GenerateReply.model_json_schema()
     assert set(MeraReply.model_fields) == set(schema["$defs"]["MeraReply"]["required"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(Answer(None, (0.4, 0.6)), "the answer is none of the labels"), (None, "the answer is none of the labels"), (Answer(0, (0.9, 0.1)), None)],
+)  # fmt: skip
+def test_an_answer_without_a_label_is_not_covered(make_plan: MakePlan, answer: Answer | None, why: str | None) -> None:
+    """What was certified is how often the label is right."""
+    guarantee = mera_object(
+        make_plan({"steering": {"task": "good"}}), replace(GENERATION, answer=answer), decode
+    ).guarantee
+    assert guarantee is not None
+    assert (guarantee.certified, guarantee.why) == (why is None, why)
+    asked = make_plan({"steering": {"task": "good", "alpha": 0.1}})
+    told = mera_object(asked, replace(GENERATION, answer=answer), decode).guarantee
+    assert told is not None
+    assert told.why == "; ".join(filter(None, ("alpha overridden", why)))

@@ -6,6 +6,7 @@ itself, so that a run that was killed goes on behind the last one with the same 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -82,6 +83,7 @@ class Asker:
         found: Sequence[Found],
         bar: Bar,
     ) -> None:
+        name = f"{name} {_content(corrections, pairs)}"
         values = self._journal.get(name)
         if values is None:
             requests = [self._prompts.request(i, corrections[k]) for k, i in pairs]
@@ -93,6 +95,11 @@ class Asker:
         for (k, i), (label, probabilities, error) in zip(pairs, values, strict=True):
             found[k].answers.label[i], found[k].answers.probabilities[i] = label, probabilities
             found[k].error[i] = np.nan if error is None else error
+
+
+def _content(corrections: Sequence[Correction], pairs: Sequence[tuple[int, int]]) -> str:
+    """Which items are asked, and how: another code version may group them otherwise."""
+    return hashlib.sha256(repr([(corrections[k], i) for k, i in pairs]).encode()).hexdigest()[:16]
 
 
 def _plain(generation: Generation) -> list[Any]:
