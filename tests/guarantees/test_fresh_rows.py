@@ -31,7 +31,7 @@ def test_two_desks_certify(built_in: LoadedModel, seed: int, tmp_path: Path) -> 
     assert report is not None
     print(f"seed {seed}: {report['accuracy']} spi {report['spi']:.3f} {report['spi_interval']}")  # noqa: T201
     assert report["decision"] == "certified"
-    assert report["certificate"]["p_value"] <= report["certificate"]["delta"] == 0.05
+    assert report["certificate"]["p_value"] <= report["certificate"]["level"] == 0.025
     assert report["spi"] >= 0.40
     assert report["spi_interval"][0] > 0.25
     accuracy = report["accuracy"]
