@@ -30,7 +30,7 @@ from merasteer.engine import LoadedModel, load_model
 from merasteer.pipeline import Bars
 from merasteer.pipeline.batch import Prompts, answers, running
 from merasteer.tasks import Prompter, load_task, make_splits, resolve
-from merasteer.types import HookPoint, Policy, ServedTask, SteeringVectors
+from merasteer.types import UNCORRECTED, Correction, HookPoint, ServedTask, SteeringVectors
 
 POINTS: tuple[HookPoint, ...] = ("residual", "mlp_input")
 
@@ -76,8 +76,8 @@ def demo_case(prompts: int) -> tuple[LoadedModel, Prompts]:
 def measure(loaded: LoadedModel, prompts: Prompts, alphas: int, loop: int, rng: random.Random) -> Round:
     vectors = {point: make_vectors(loaded, seed, point) for seed, point in enumerate(POINTS)}
     grid = torch.linspace(0.05, 0.95, alphas).tolist()
-    policies = [None, *(Policy(point, alpha=alpha) for point in POINTS for alpha in grid)]
-    requests = [request for policy in policies for request in prompts.requests(policy)]
+    steps = [UNCORRECTED, *(Correction("mera", point, alpha) for point in POINTS for alpha in grid)]
+    requests = [request for step in steps for request in prompts.requests(step)]
     drawn = rng.sample(range(len(requests)), min(loop, len(requests)))
     halves = [drawn[::2], drawn[1::2]]
 
@@ -106,7 +106,7 @@ def measure(loaded: LoadedModel, prompts: Prompts, alphas: int, loop: int, rng: 
     pairs = [(labels[tokens[0]], int(label[i])) for i, tokens in zip(where, said, strict=True) if tokens[0] in labels]
     same = sum(one == other for one, other in pairs) / len(pairs) if pairs else None
     useful = sum(len(requests[i].prompt) + len(tokens) for i, tokens in zip(where, said, strict=True))
-    everything = sum(len(request.prompt) + request.max_new_tokens for request in requests)
+    everything = sum(len(request.prompt) + request.budget for request in requests)
     wall, processor = first.wall + second.wall, first.processor + second.processor
     return Round(everything / batch.wall, useful / wall, (everything / batch.processor) / (useful / processor), same)
 

@@ -75,14 +75,14 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Example]]] = {
 }  # fmt: skip
 
 _MERA = {
-    "task": "demo_spam", "probe": "8e43148d…", "method": "mera", "decision": "steered", "reason": None, "alpha": 0.0374,
+    "task": "demo_spam", "probe": "050dafb4…", "method": "mera", "decision": "steered", "reason": None, "alpha": 0.0374,
     "predicted_error": {"before": 0.0776, "after": 0.0374, "layer": 2, "position": "answer"},
     "steering": {
         "tokens": 1, "steered_tokens": 1, "cells": 4, "steered_cells": 4, "mean_shift": 0.203, "max_shift": 0.715,
     },
     "guarantee": {
-        "certified": True, "why": None, "test": "mcnemar", "gain": 0.252, "lower_bound": 0.187, "epsilon": 0.0, "delta": 0.05,
-        "n": 250,
+        "certified": True, "why": None, "test": "mcnemar", "gain": 0.252, "lower_bound": 0.178, "epsilon": 0.0, "delta": 0.05,
+        "level": 0.025, "attempt": 1, "n": 250,
     },
     "answer": {"label": "spam", "probabilities": {"ham": 0.035, "spam": 0.965}},
     "trace": None,
@@ -101,7 +101,7 @@ ANSWERS: Mapping[str, tuple[str, Any]] = {  # path -> the name of the request, i
     "/": ("steered", [_GENERATED]),
     "/classify": ("batch", {
         "task": "demo_spam",
-        "probe": "8e43148d…",
+        "probe": "050dafb4…",
         "results": [
             {
                 "label": "ham", "probabilities": {"ham": 0.562, "spam": 0.438}, "decision": "steered", "reason": None,
@@ -140,7 +140,7 @@ FIELDS: Mapping[str, Sequence[Any]] = {  # field of a body -> values that the bu
 }
 _BODIES = ("GenerateBody", "StreamBody", "CompletionBody", "ChatBody", "Message", "Parameters", "Steering")
 
-PLACES: Mapping[str, str] = {"digest": "8e43148d", "name": "mera-demo:demo_spam"}  # what stands in a path
+PLACES: Mapping[str, str] = {"digest": "050dafb4", "name": "mera-demo:demo_spam"}  # what stands in a path
 
 ERRORS: Mapping[str, tuple[str, str]] = {  # status -> code, message
     "401": ("unauthorized", "authorization: no key; send the header `Authorization: Bearer <key>`, once"),

@@ -97,7 +97,7 @@ def _predicted_error(plan: Plan, generation: Generation, touched: bool) -> Predi
     read = generation.predicted_error
     if read is None or plan.probe is None or plan.reason == "no_probe":
         return None
-    after = read.after if touched else read.before
+    after = read.after if touched and plan.correction.moves else read.before
     return PredictedErrorReply(before=read.before, after=after, layer=read.layer, position=read.position)
 
 

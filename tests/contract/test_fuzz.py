@@ -216,7 +216,7 @@ PARAMETERS: dict[str, Strategy] = {
 }
 STEERING: dict[str, Strategy] = {
     "task": st.sampled_from(["demo_spam", "demo_desk_a", "sms_spam", "demo_spam", "mmlu_high_school", "../demo_spam"]),
-    "probe": st.sampled_from(["e", "e009", "13875320", "0" * 64]),
+    "probe": st.sampled_from(["e", "e009", "12c42c2c", "0" * 64]),
     "method": st.sampled_from(METHODS),
     "alpha": st.floats(0.01, 0.99) | number(0, 1),
     "positions": POSITIONS,

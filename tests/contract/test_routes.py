@@ -17,13 +17,20 @@ from merasteer.types import METHODS
 
 async def test_tasks(client: httpx.AsyncClient, serving: Serving) -> None:
     tasks = (await client.get("/tasks")).json()["tasks"]
-    assert all(set(task) == {"name", "labels", "probe", "certified", "alpha"} for task in tasks)
+    assert all(set(task) == {"name", "labels", "probe", "certified", "alpha", "caution"} for task in tasks)
     assert [task["name"] for task in tasks][:2] == ["demo_spam", "demo_desk_a"]
     certified, uncertified, bare = tasks[0], tasks[1], next(task for task in tasks if task["name"] == "sms_spam")
     assert (certified["certified"], certified["probe"]) == (True, serving.catalog.latest["demo_spam"].digest)
     assert 0 < certified["alpha"] < 1
     assert (uncertified["certified"], uncertified["alpha"]) == (False, None)
-    assert bare == {"name": "sms_spam", "labels": ["ham", "spam"], "probe": None, "certified": False, "alpha": None}
+    assert bare == {
+        "name": "sms_spam",
+        "labels": ["ham", "spam"],
+        "probe": None,
+        "certified": False,
+        "alpha": None,
+        "caution": None,
+    }
 
 
 async def test_probes(client: httpx.AsyncClient, serving: Serving, settings: Settings) -> None:
@@ -35,6 +42,15 @@ async def test_probes(client: httpx.AsyncClient, serving: Serving, settings: Set
     assert rejected[0]["method"] is None
     assert {probe["method"] for probe in probes if probe["status"] == "loaded"} <= set(METHODS) - {"none"}
     assert rejected[0]["reason"]
+    for probe in probes:
+        found = serving.catalog.probes.get(probe["digest"])
+        if found is not None and found.certified:
+            assert (probe["level"], probe["attempt"], probe["collapse"]) == (
+                found.certificate.level,
+                found.certificate.attempt,
+                None,
+            )
+            assert probe["broken"]["share"] <= probe["broken"]["upper"]
     assert str(settings.store) not in response.text
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from merasteer import store as artifacts
+from merasteer.method.levels import level_of
+from merasteer.store.ledger import entries
 
 KILLED = -signal.SIGKILL
 
@@ -81,15 +83,23 @@ def test_killed_before_every_durable_call(nursery: Nursery, model_folder: Path, 
     assert found == digest
     assert check(store, digest)
     assert kills >= 4 * 2 + 8
-    assert {len(names) for names in seen.values()} >= {
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        8,
-    }  # after each stage, what stands beside the last one's answers before it, and the artifact's three files
+    assert (
+        {len(names) for names in seen.values()}
+        >= {
+            0,
+            1,
+            2,
+            3,
+            4,
+            5,
+            6,
+            9,
+        }
+    )  # after each stage, the ledger's entry, what stands beside the last one's answers before it, and the artifact's three files
+    [entry] = entries(
+        store
+    )  # killed before its entry was durable, between entry and outcome, and behind it: one attempt
+    assert (entry.attempt, entry.level) == (1, level_of(0.05, 1))
 
 
 @pytest.mark.slow

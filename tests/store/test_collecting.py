@@ -12,7 +12,7 @@ import pytest
 from mera_server.cli import main
 
 from merasteer.errors import InvalidInput
-from merasteer.store import collect, latest, scan, verdicts
+from merasteer.store import collect, latest, ledger, scan, verdicts
 from merasteer.store.durable import lock
 
 HOUR = 3600.0
@@ -50,6 +50,15 @@ def test_the_default_the_newest_and_the_young_stay(
     assert {entry.path.name for entry in scan([folder])} == set(names) - expected
     assert latest(folder, "owner--name", "spam") == names[3]
     assert [path.name for path in folder.iterdir()] == ["owner--name"]
+
+
+def test_the_ledger_is_no_artifact_and_stays(store: tuple[Path, list[str]]) -> None:
+    folder, names = store
+    told = ledger.Test("ab" * 6, "gain", "cd" * 32, ("ef" * 8,), "run", "spam")
+    entry = ledger.allot(folder, "owner--name", told, delta=0.05)
+    assert removed(collect(folder, keep=0, age=0.0)) == set(names) - {names[3]}
+    assert ledger.entries(folder) == [entry]
+    assert [found.status for found in scan([folder])] == ["loaded"]
 
 
 def test_what_cannot_be_judged_stays(store: tuple[Path, list[str]]) -> None:

@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from mera_server.cli import main
 
 from merasteer.errors import BadArtifact, InvalidInput, UnknownProbe
-from merasteer.store import ModelIdentity, latest, pull, push, scan
+from merasteer.store import ModelIdentity, latest, ledger, pull, push, scan
 from merasteer.store.repository import LATEST_LIMIT
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client library's own upload
@@ -154,15 +154,19 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_pushed_is_pulled_byte_for_byte(make: Any, hub: type[Hub], tmp_path: Path) -> None:
     folder = make().publish(tmp_path / "mine")
+    artifact = everything(tmp_path / "mine")
+    ledger.allot(
+        tmp_path / "mine", SLUG, ledger.Test("ab" * 6, "gain", "cd" * 32, ("ef" * 8,), "run", "spam"), delta=0.05
+    )
     url = push(folder, "acme/probes")
     assert "/acme/probes/commit/" in url
-    assert hub.repos["acme/probes"] == everything(tmp_path / "mine")
+    assert hub.repos["acme/probes"] == artifact  # a ledger is about this store, and stays in it
     assert "private" in hub.asked or "True" in hub.asked
     assert len([path for path in hub.asked if "/commit/" in path]) == 1  # artifact and latest at once
     assert hub.large  # the tensors went the way of large files
     [pulled] = pull(tmp_path / "theirs", "acme/probes")
     assert pulled == tmp_path / "theirs" / SLUG / "spam" / folder.name
-    assert everything(tmp_path / "theirs") == everything(tmp_path / "mine")
+    assert everything(tmp_path / "theirs") == artifact
     assert not (tmp_path / "no-cache").exists()
 
 

@@ -6,6 +6,7 @@ itself, so that a run that was killed goes on behind the last one with the same 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -67,11 +68,12 @@ class Asker:
         total = sum(int(flags.sum()) for flags in wanted)
         if not total:
             return
+        # Only of those that somebody asks: a group of fewer prompts than fill a pass would compute each several times.
+        some = [i for i in range(len(self._prompts.tokens)) if any(flags[i] for flags in wanted)]
         with bars.bar(title, total) as bar:
-            for number, rows in enumerate(parts(self._prompts, BATCH_TOKENS, MAX_REQUESTS)):
-                pairs = [(k, i) for k, flags in enumerate(wanted) for i in rows if flags[i]]
-                if pairs:
-                    self._group(f"{title} {number}", corrections, pairs, found, bar)
+            for number, rows in enumerate(parts(self._prompts.some(some), BATCH_TOKENS, MAX_REQUESTS)):
+                pairs = [(k, some[i]) for k, flags in enumerate(wanted) for i in rows if flags[some[i]]]
+                self._group(f"{title} {number}", corrections, pairs, found, bar)
 
     def _group(
         self,
@@ -81,6 +83,7 @@ class Asker:
         found: Sequence[Found],
         bar: Bar,
     ) -> None:
+        name = f"{name} {_content(corrections, pairs)}"
         values = self._journal.get(name)
         if values is None:
             requests = [self._prompts.request(i, corrections[k]) for k, i in pairs]
@@ -92,6 +95,11 @@ class Asker:
         for (k, i), (label, probabilities, error) in zip(pairs, values, strict=True):
             found[k].answers.label[i], found[k].answers.probabilities[i] = label, probabilities
             found[k].error[i] = np.nan if error is None else error
+
+
+def _content(corrections: Sequence[Correction], pairs: Sequence[tuple[int, int]]) -> str:
+    """Which items are asked, and how: another code version may group them otherwise."""
+    return hashlib.sha256(repr([(corrections[k], i) for k, i in pairs]).encode()).hexdigest()[:16]
 
 
 def _plain(generation: Generation) -> list[Any]:

@@ -25,7 +25,9 @@ BATCH_TOKENS = 2048  # nobody waits for a token here: 421 prompts of 51 tokens a
 PAGE = 8  # prompts are shared in whole pages; what is left over is computed again for every candidate
 KEPT = 2  # prompts kept for sharing, per request that can run
 CACHE_TOKENS = 32_768  # over all requests of a batch and the prompts kept; more only where one request needs more
-CACHE_BYTES = 2**30  # nor more than this, but for the same exception
+CACHE_BYTES = (
+    2**29
+)  # nor more than this, but for the same exception; the prompts asked together are a few thousand tokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ __all__ = ["EVERY", "Bar", "Bars"]
 log = logging.getLogger("merasteer.pipeline")
 COLUMNS = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 EVERY = 30.0  # seconds between two lines
+FEW = 10  # the first pass answers all at once what it answers: fewer tell nothing of the pace
 
 
 class Bar:
@@ -49,10 +50,11 @@ class Bar:
         return f"{self.title}: {self.done:,} of {self.total:,}"
 
     def _pace(self, now: float) -> str:
-        """Rate and time left."""
-        rate = (self.done - self._skipped) / max(now - self._start, 1e-9)
-        if rate <= 0:
+        """Rate and time left, once there is something to judge them by."""
+        done = self.done - self._skipped
+        if done < FEW:
             return ""
+        rate = done / max(now - self._start, 1e-9)
         minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
         return f", {rate:.3g} a second, {minutes}:{seconds:02d} left"
 

@@ -106,22 +106,23 @@ def certificate_in(document: Mapping[str, Any]) -> dict[str, Any] | None:
     tested = None if document["reason"] == "no_probe" else certificate_of(document)
     if tested is None:
         return None
+    level = tested["level"] / tested["chances"]
     return {
         **{name: tested[name] for name in CERTIFICATE},
         "candidate": tested["key"],
         **{name: tested[name] for name in (*COUNTS, *EFFECTS)},
-        "rows_to_settle": None if document["decision"] == "certified" else _rows_to_settle(document, tested),
+        "rows_to_settle": None if tested["p_value"] <= level else _rows_to_settle(document, tested, level),
     }
 
 
-def _rows_to_settle(document: Mapping[str, Any], tested: Mapping[str, Any]) -> int | None:
+def _rows_to_settle(document: Mapping[str, Any], tested: Mapping[str, Any], level: float) -> int | None:
     """From all the rows that the candidate was tried on: those of the ordering subset alone flatter it, since it was chosen there."""
     row: Mapping[str, Any] = next((row for row in document["candidates"] if row["key"] == tested["key"]), {})
     counts = [{name: tested[name] for name in COUNTS}]
     if (size := _ordering_size(document)) and "gained" in row and "lost" in row:
         counts.append({"n": size, "gained": row["gained"], "lost": row["lost"]})
     gained, lost, n = (sum(part[name] for part in counts) for name in ("gained", "lost", "n"))
-    return rows_to_settle(gained, lost, n, tested["delta"] / tested["chances"], max(tested["epsilon"], 0.0))
+    return rows_to_settle(gained, lost, n, level, max(tested["epsilon"], 0.0))
 
 
 def _ordering_size(document: Mapping[str, Any]) -> int:

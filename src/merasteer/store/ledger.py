@@ -146,7 +146,10 @@ def _append(file: Any, path: Path, entry: Entry) -> None:
 def _read(path: Path) -> Iterator[Entry]:
     """The lines, each proved to follow the one before. Raises InvalidInput, naming file and line."""
     before = _FIRST
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InvalidInput(f"ledger: {path} cannot be read ({error.strerror}); {_RESTORE}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
