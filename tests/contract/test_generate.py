@@ -55,16 +55,7 @@ async def test_a_certified_task(ask: Ask, serving: Serving) -> None:
         assert error["after"] <= probe.alpha + 1e-5
     guarantee = mera["guarantee"]
     assert set(guarantee) == {
-        "certified",
-        "why",
-        "test",
-        "gain",
-        "lower_bound",
-        "epsilon",
-        "delta",
-        "level",
-        "attempt",
-        "n",
+        *("certified", "why", "test", "gain", "lower_bound", "epsilon", "delta", "level", "attempt", "n")
     }
     assert (guarantee["certified"], guarantee["why"]) == (True, None)
     assert guarantee["n"] == 250

@@ -252,8 +252,15 @@ async def test_probes_and_tasks_tell_the_method(methods_client: httpx.AsyncClien
     digest = next(row["digest"] for row in probes if row["task"] == "biased")
     assert (await methods_client.get(f"/probes/{digest}")).json()["method"] == "logit_bias"
     row = next(row for row in (await methods_client.get("/tasks")).json()["tasks"] if row["name"] == "biased")
-    facts = {"probe": digest, "certified": True, "alpha": None, "caution": None}
-    assert row == {"name": "biased", "labels": ["ham", "spam"], **facts}
+    told = {
+        "name": "biased",
+        "labels": ["ham", "spam"],
+        "probe": digest,
+        "certified": True,
+        "alpha": None,
+        "caution": None,
+    }
+    assert row == told
 
 
 async def test_methods_share_a_batch(ask: Any) -> None:
