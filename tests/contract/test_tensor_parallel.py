@@ -61,7 +61,11 @@ def test_two_processes_serve_as_one_and_end_together() -> None:
     url = f"http://127.0.0.1:{port}"
     try:
         ready(url, processes)
-        answers = [httpx.post(f"{url}/generate", json=ASK, timeout=60).json() for _ in range(3)]
+        own = httpx.post(f"{url}/generate", json=ASK, timeout=60).json()["mera"]
+        assert (own["reason"], own["guarantee"]["certified"]) == ("conditions", False)
+        assert own["guarantee"]["why"].endswith("tensor-parallel ranks 1 then, 2 here")  # it was certified on one
+        told = {**ASK, "steering": {**ASK["steering"], "alpha": 0.03}}
+        answers = [httpx.post(f"{url}/generate", json=told, timeout=60).json() for _ in range(3)]
         assert [answer["generated_text"] for answer in answers] == [" spam"] * 3
         assert answers[0]["mera"]["decision"] == "steered"
         assert answers[0]["mera"]["predicted_error"]["after"] <= answers[0]["mera"]["alpha"] + 1e-4

@@ -177,7 +177,7 @@ def test_the_two_shapes_of_mera_are_told_apart() -> None:
         (None, "the answer is none of the labels"),
         (Answer(0, (0.9, 0.1)), None),
     ],
-)  # fmt: skip
+)
 def test_an_answer_without_a_label_is_not_covered(make_plan: MakePlan, answer: Answer | None, why: str | None) -> None:
     """What was certified is how often the label is right."""
     guarantee = mera_object(
