@@ -122,7 +122,7 @@ def test_on_abstention_the_certificate_says_what_was_tested_and_what_it_would_ta
     assert found["candidate"] == tested["key"] == "logit_bias"
     [ranked] = document["candidates"]
     both = [ranked[name] + tested[name] for name in ("gained", "lost")]
-    assert found["rows_to_settle"] == rows_to_settle(*both, 120, 1e-9)
+    assert found["rows_to_settle"] == rows_to_settle(*both, 120, document["level"])
 
 
 def calibration(**changes: Any) -> dict[str, Any]:
@@ -152,7 +152,8 @@ def test_all_rows_that_a_candidate_was_tried_on_say_how_many_would_settle_it() -
     alone = certificate_in(calibration(candidates=bare))  # of before, without counts
     assert alone is not None
     assert alone["rows_to_settle"] == rows_to_settle(9, 5, 250, 0.05)
-    certified = certificate_in(calibration(decision="certified", reason=None, chosen="a"))
+    passed = {**calibration()["tested"][0], "p_value": 0.01}
+    certified = certificate_in(calibration(decision="certified", reason=None, chosen="a", tested=[passed]))
     assert certified is not None
     assert certified["rows_to_settle"] is None
     lost = certificate_in(calibration(tested=[{**calibration()["tested"][0], "gained": 2, "lost": 9}]))

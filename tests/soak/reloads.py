@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ import httpx
 from safetensors.torch import load_file
 
 from merasteer import demo
+from merasteer.engine import Engine, LoadedModel, load_model
+from merasteer.pipeline import Bars
+from merasteer.pipeline.canaries import measured
 from merasteer.store import collect, load, publish
+from merasteer.tasks import Prompter
 
 from .asks import DESK_A, SPAM
 
@@ -33,14 +37,23 @@ class Version:
 
 def versions(scratch: Path) -> dict[str, list[Version]]:
     """For each task the demo's own artifact and others that read another error, the demo's first. Fills the store `scratch`."""
-    return {task: [_version(scratch, task, shift) for shift in SHIFTS] for task in TASKS}
+    loaded = load_model(demo.model_dir())
+    with Engine(loaded) as engine:
+        return {task: [_version(scratch, task, shift, loaded, engine) for shift in SHIFTS] for task in TASKS}
 
 
-def _version(scratch: Path, task: str, shift: float) -> Version:
+def _version(scratch: Path, task: str, shift: float, loaded: LoadedModel, engine: Engine) -> Version:
     own = next(demo.store_dir().glob(f"*/{task}/*/manifest.json")).parent
     artifact, tensors = load(own), load_file(own / "probe.safetensors")
     tensors["bias"] = tensors["bias"] + shift
-    parts = {"manifest": artifact.manifest, "calibration": artifact.calibration, "tensors": tensors}
+    calibration = dict(artifact.calibration)
+    if artifact.certified:  # with the canaries that a run which certified it would have left behind
+        key = f"{task} {shift}"
+        engine.register(key, replace(artifact.vectors, bias=tensors["bias"]))
+        prompter, correction = Prompter(artifact.task, loaded.tokenizer), artifact.correction.under(key)
+        with Bars().bar("canaries", 1) as bar:
+            calibration["canaries"] = measured(engine, prompter, correction, loaded.dtype, bar).to_json()
+    parts = {"manifest": artifact.manifest, "calibration": calibration, "tensors": tensors}
     return Version(load(publish(scratch, **parts)).digest, parts)
 
 
