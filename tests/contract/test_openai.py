@@ -72,6 +72,22 @@ def test_strings_and_token_ids_one_or_many(ai: openai.OpenAI, serving: Serving) 
     assert choice_of(ai.completions.create(model=MODEL, prompt=encode(LONG), max_tokens=6)).text == alone[1]
 
 
+@pytest.mark.parametrize("model", [MODEL, TASK])
+def test_a_prompt_is_counted_once_for_all_its_choices(ai: openai.OpenAI, serving: Serving, model: str) -> None:
+    """With a task as without, and equal prompts each for itself."""
+    once, options = len(serving.engine.encode(PROMPT)), {"stream_options": {"include_usage": True}}
+    asked: Any = {"model": model, "n": 2, "max_tokens": 1, "temperature": 1.0, "seed": 3}
+    for prompts in ([PROMPT], [PROMPT, PROMPT]):
+        reply = ai.completions.create(prompt=prompts, **asked)
+        *_, last = ai.completions.create(prompt=prompts, **asked, stream=True, **options)
+        assert len(reply.choices) == 2 * len(prompts)
+        assert reply.usage is not None
+        assert reply.usage.prompt_tokens == once * len(prompts)
+        assert last.usage == reply.usage
+    chat = ai.chat.completions.create(messages=CHAT, **asked) if model == TASK else None
+    assert chat is None or (chat.usage is not None and chat.usage.prompt_tokens == once)
+
+
 def test_token_ids_are_certified_as_their_text_is(ai: openai.OpenAI, serving: Serving) -> None:
     """The certificate covers the tokens that the template's text gives, and no others that read the same."""
     ids = list(serving.engine.encode(PROMPT))

@@ -65,12 +65,10 @@ def asks_of(
             first = _plan(body, prompt, task, catalog, limits, room)
         except MeraError as error:
             raise in_words_of(body, prompt.field, error) from None
-        sampling = first.sampling
+        sampling, read = first.sampling, _encoded(prompt, first)
         for i in range(n):
             drawn = replace(first, sampling=replace(sampling, seed=(sampling.seed + i) % SEEDS))
-            asks.append(
-                Ask(len(asks), _encoded(prompt, first), drawn, prompt.text if getattr(body, "echo", False) else "")
-            )
+            asks.append(Ask(len(asks), read, drawn, prompt.text if getattr(body, "echo", False) else ""))
     return asks
 
 
