@@ -7,14 +7,15 @@ method, where it differs from what was tested:
     none                                                  off; the readouts are read
     the server runs with steering off                     abstained, disabled
     no artifact; or every layer idle (not for a bias)     abstained, no_probe
-    something is overridden                               as asked, never covered. Refused: unsupported without vectors or bias for the
-                                                          method, alpha_required where it moves and there is no α
+    something is overridden                               as asked, never covered. Refused: unsupported without vectors, bias or label probe
+                                                          for the method, alpha_required where it moves and there is no α
     certified, and under other conditions than here       abstained, conditions
     no certificate, since answers would collapse          abstained, collapse
     no certificate                                        abstained, uncertified
     the task is the server's default, and not its prompt  abstained, other_prompt
     otherwise                                             the artifact's own correction; covered unless `why` says what differs
 
+Where a label probe would say the label nothing can be drawn: sampling is refused.
 So a server never does on its own account what was not certified here; what a request asks for in so many words it does, and tells.
 """
 
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from mera_server.catalog import Catalog, Probe
 from mera_server.schemas import Steering
-from merasteer.errors import AlphaRequired, InvalidInput
+from merasteer.errors import AlphaRequired, InvalidInput, Unsupported
 from merasteer.types import UNCORRECTED, Correction, Positions, ServedTask
 
 if TYPE_CHECKING:
@@ -57,14 +58,24 @@ def act(base: Plan, steering: Steering, catalog: Catalog, limits: Limits, *, the
         return _abstains(base, UNCORRECTED, "no_probe")
     overridden = _overridden(steering, probe, layers)
     if overridden or method != probe.method:
-        return replace(base, correction=_asked(steering, probe, base, layers), decision=None, overridden=overridden)
+        asked = _asked(steering, probe, base, layers)
+        return replace(base, correction=_greedy(asked, base), decision=None, overridden=overridden)
     if probe.certified and probe.mismatch is not None:
         return _abstains(base, reading, "conditions")
     if not probe.certified:
         return _abstains(base, reading, "collapse" if probe.caution == "collapse" else "uncertified")
     if not theirs:
         return _abstains(base, reading, "other_prompt")
-    return replace(base, correction=probe.correction, decision=None)
+    return replace(base, correction=_greedy(probe.correction, base), decision=None)
+
+
+def _greedy(correction: Correction, base: Plan) -> Correction:
+    """The correction, unless it says the label and the request would draw one."""
+    if correction.method == "label_probe" and not base.sampling.greedy:
+        raise InvalidInput(
+            "parameters.temperature: a label probe says the label, so none is drawn; leave it out, or choose another steering.method"
+        )
+    return correction
 
 
 def withdrawn(planned: Plan, told: str) -> Plan:
@@ -123,14 +134,17 @@ def _asked(steering: Steering, probe: Probe, base: Plan, layers: tuple[int, ...]
     if method == "additive" or method == "contrastive":
         strength = 1.0 if steering.strength is None else steering.strength
         return Correction(method, probe.baseline(method), None, strength, positions, layers)
-    bias = None if method == "mera" else probe.bias(method)
+    if (method == "label_probe") != (probe.says and method != "logit_bias"):
+        held = "a label probe, and no step" if probe.says else "no label probe"
+        raise Unsupported(f"steering.method: this artifact holds {held}; leave {method} out, or choose another probe")
+    bias = probe.bias(method) if "bias" in method else None
     reading = probe.correction.watching()
     if method == "logit_bias":
         return replace(reading, method=method, bias=bias)
     alpha = probe.alpha if steering.alpha is None else steering.alpha
     if alpha is None:
         raise AlphaRequired("steering.alpha: missing, and the artifact has none; give one in (0, 1)")
-    return replace(reading, method=method, alpha=alpha, positions=positions, layers=layers, bias=bias)
+    return Correction(method, reading.readout, alpha, probe.strength, positions, layers, bias)
 
 
 def _layers(steering: Steering, probe: Probe | None, catalog: Catalog) -> tuple[int, ...] | None:

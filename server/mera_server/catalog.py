@@ -43,6 +43,7 @@ class Probe:
     caution: what its test found beside the gain: answers that collapse, or that stay below the majority.
     canaries: what the engine that was certified gave for some prompts; None where the artifact is not certified, or from before.
     calibration_error: mean predicted error over the calibration rows as they are served; None where the artifact does not hold it.
+    says: whether what it holds is a label probe, and no step. strength: κ of its step, 0 where the step knows its length.
     """
 
     digest: str
@@ -57,6 +58,8 @@ class Probe:
     calibration_error: float | None = None
     canaries: Canaries | None = None
     caution: Caution | None = None
+    says: bool = False
+    strength: float = 0.0
 
     @property
     def method(self) -> Method:
@@ -145,19 +148,21 @@ class Catalog:
 def probe_of(artifact: Artifact, here: Conditions, baselines: frozenset[str]) -> Probe:
     """The artifact's facts for a server under these conditions."""
     tested: dict[str, Any] = certificate_of(artifact.calibration) or {}
-    bias = artifact.label_bias
+    bias, steering = artifact.label_bias, artifact.manifest["steering"]
     return Probe(
         digest=artifact.digest,
         task=artifact.task,
         certified=artifact.certified,
         correction=artifact.correction,
-        active=tuple(artifact.manifest["steering"]["active_layers"]),
+        active=tuple(steering["active_layers"]),
         mismatch=_mismatch(artifact, here),
         certificate=Certificate(**{name: tested.get(name) for name in Certificate.__dataclass_fields__}),
         baselines=baselines,
         label_bias=None if bias is None else tuple(bias.tolist()),
         calibration_error=_calibration_error(artifact.calibration),
         caution=_caution(artifact.calibration, tested),
+        says=steering["direction"] == "label_probe",
+        strength=float(steering.get("strength", 0.0)),
         canaries=Canaries.from_json(held) if (held := artifact.calibration.get("canaries")) is not None else None,
     )
 

@@ -119,6 +119,9 @@ class AnswerReply(Reply):
 
     label: str | None
     probabilities: dict[str, float]
+    by: Annotated[
+        Literal["model", "label_probe"], Field(description="what chose the label; the probabilities are the model's")
+    ]
 
 
 class TraceReply(Reply):

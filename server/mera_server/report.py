@@ -89,8 +89,8 @@ def step(plan: Plan, token: GeneratedToken) -> dict[str, Any] | None:
 
 
 def _decision(plan: Plan, generation: Generation) -> Decision:
-    biased = generation.answer is not None and generation.answer.biased
-    return plan.decision or ("steered" if generation.steering.steered_cells > 0 or biased else "not_needed")
+    changed = generation.answer is not None and generation.answer.changed
+    return plan.decision or ("steered" if generation.steering.steered_cells > 0 or changed else "not_needed")
 
 
 def _predicted_error(plan: Plan, generation: Generation, touched: bool) -> PredictedErrorReply | None:
@@ -116,6 +116,7 @@ def _answer(plan: Plan, generation: Generation) -> AnswerReply | None:
     return AnswerReply(
         label=None if answer.label is None else labels[answer.label],
         probabilities=dict(zip(labels, answer.probabilities, strict=True)),
+        by=answer.by,
     )
 
 

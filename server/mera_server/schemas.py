@@ -127,7 +127,7 @@ class Override(Strict):
         str | None, Field(pattern="^[0-9a-f]{1,64}$", description="the first hex digits of a digest, see GET /probes")
     ] = None
     method: Annotated[
-        Method | None, Field(description="mera, none, additive, contrastive, logit_bias or mera+bias")
+        Method | None, Field(description="mera, none, additive, contrastive, logit_bias, mera+bias or label_probe")
     ] = None
     alpha: Annotated[float | None, Field(gt=0, lt=1, description="a number in the open interval (0, 1)")] = None
     positions: Annotated[

@@ -122,8 +122,9 @@ class Shelf:
         chosen, dropped = [], {}
         for item in items:
             limit = rows if item.key == item.artifact.digest else rows - rows // 8
-            if used[item.vectors.hook_point] < limit and item.artifact.digest not in dropped:
-                used[item.vectors.hook_point] += 1
+            room = limit - used[item.vectors.hook_point]
+            if item.vectors.rows <= room and item.artifact.digest not in dropped:
+                used[item.vectors.hook_point] += item.vectors.rows
                 chosen.append(item)
             else:
                 dropped[item.key] = f"not served: all {rows} rows for steering vectors are taken; raise max_policies"

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from merasteer.engine import Engine, LoadedModel, wrap_model
-from merasteer.types import Policy, SteeringVectors
+from merasteer.types import ClassReadouts, Policy, SteeringVectors
 
 VOCAB, LAYERS, WIDTH = 300, 4, 48
 
@@ -94,6 +94,24 @@ def vectors(
     return SteeringVectors(hook_point, weight, bias, step, report)  # type: ignore[arg-type]
 
 
+def acting(
+    seed: int, hook_point: str, law: str, *, layers: tuple[int, ...] = (0, 1, 2, 3), labels: int = 0
+) -> SteeringVectors:
+    """Random gates with steps of about the activations' size; with class readouts where there are labels."""
+    plain = vectors(seed, hook_point, idle=tuple(set(range(LAYERS)) - set(layers)), report=layers[-1])
+    generator = torch.Generator().manual_seed(1000 + seed)
+    step = torch.randn(LAYERS, WIDTH, generator=generator) * (plain.weight.abs().sum(-1, keepdim=True) > 0)
+    classes = None
+    if labels:
+        shape = (len(layers), labels, WIDTH)
+        weight, steps = (torch.randn(shape, generator=generator) for _ in range(2))
+        step = torch.zeros(LAYERS, WIDTH)
+        if law == "label_probe":
+            steps = torch.zeros(shape)
+        classes = ClassReadouts(weight, torch.randn(shape[:2], generator=generator), steps)
+    return SteeringVectors(hook_point, plain.weight, plain.bias, step, layers[-1], law, classes)  # type: ignore[arg-type]
+
+
 @dataclass
 class PlainAnswer:
     tokens: list[int] = field(default_factory=list)
@@ -103,6 +121,7 @@ class PlainAnswer:
     shifts: list[float] = field(default_factory=list)  # of moved cells, each position once
     moved: set[tuple[int, int]] = field(default_factory=set)  # (position, layer)
     logits: torch.Tensor | None = None  # at the first step
+    said: int | None = None  # by class readouts, at the end of the prompt
 
 
 def plain_generate(
@@ -129,9 +148,20 @@ def plain_generate(
                 after = z
                 if position in where and (policy.layers is None or layer in policy.layers):
                     t = 0.0
-                    if policy.alpha is not None and z > math.log(policy.alpha / (1 - policy.alpha)):
-                        t = math.log(policy.alpha / (1 - policy.alpha)) - z
-                    t -= policy.strength
+                    opened = policy.alpha is not None and z > math.log(policy.alpha / (1 - policy.alpha))
+                    if v.law != "closed_form":
+                        t = -policy.strength if opened else 0.0
+                        t *= 1 / (1 + math.exp(-z)) if v.law == "proportional" else 1.0
+                        if v.classes is not None:
+                            i = v.active_layers.index(layer)
+                            label = int((v.classes.weight[i] @ h + v.classes.bias[i]).argmax())
+                            u = v.classes.step[i, label]
+                            if opened and position == len(prompt) - 1:
+                                answer.said = label
+                    else:
+                        if opened:
+                            t = math.log(policy.alpha / (1 - policy.alpha)) - z
+                        t -= policy.strength
                     if t != 0.0:
                         out[0, position] = h + t * u
                         after = float(w @ out[0, position]) + b
@@ -190,6 +220,11 @@ def make_tiny() -> Callable[..., LoadedModel]:
 @pytest.fixture(scope="session")
 def make_vectors() -> Callable[..., SteeringVectors]:
     return vectors
+
+
+@pytest.fixture(scope="session")
+def make_acting() -> Callable[..., SteeringVectors]:
+    return acting
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,9 @@ POLICIES = [None, Policy("res", 0.3), Policy("mlp", 0.2, positions="all"), Polic
             Policy("mlp", strength=0.5),
     Policy("res", 0.3, positions="last"),
     Policy("ref", 0.2, positions=(0, 2, 4), layers=(0, 1)),
-    Policy("mlp", 0.25, positions=(3, 1))]  # fmt: skip
+    Policy("mlp", 0.25, positions=(3, 1)),
+    Policy("gated", 0.4, 0.7), Policy("proportional", 0.5, 1.3, positions="all"),
+    Policy("by_label", 0.45, 0.9), Policy("by_label", 0.3, 0.4, positions=(1, 2))]  # fmt: skip
 SAMPLED = lambda i: Sampling(temperature=0.8 + 0.1 * (i % 3), top_k=40 if i % 2 else None, top_p=0.9, seed=i)  # noqa: E731
 COUNTS = ("tokens", "steered_tokens", "cells", "steered_cells")
 
@@ -35,12 +37,15 @@ def requests(prompts):
 
 
 @pytest.fixture(scope="module")
-def serve(llama, make_vectors, settled):
+def serve(llama, make_vectors, make_acting, settled):
     def run(requests, config, *, one_by_one=False, tamper=None) -> list[Generation]:
         with Engine(llama, config) as engine:
             engine.register("res", make_vectors(1, "residual"))
             engine.register("mlp", make_vectors(2, "mlp_input", idle=(1,)))
             engine.register("ref", make_vectors(3, "reference", idle=(3,)))
+            engine.register("gated", make_acting(4, "residual", "gated"))
+            engine.register("proportional", make_acting(5, "residual", "proportional", layers=(1, 3)))
+            engine.register("by_label", make_acting(6, "mlp_input", "gated", layers=(0, 2), labels=3))
             if tamper is not None:
                 tamper(engine)
             if one_by_one:
@@ -80,7 +85,7 @@ def assert_same(some: list[Generation], others: list[Generation]) -> None:
             assert a.predicted_error.after == pytest.approx(b.predicted_error.after, abs=1e-4)
         assert (a.answer is None) == (b.answer is None)
         if a.answer is not None:
-            assert (a.answer.label, a.answer.biased) == (b.answer.label, b.answer.biased)
+            assert (a.answer.label, a.answer.changed) == (b.answer.label, b.answer.changed)
             assert a.answer.probabilities == pytest.approx(b.answer.probabilities, abs=1e-4)
         for field in ("logprobs", "trace"):
             assert (getattr(a, field) is None) == (getattr(b, field) is None)

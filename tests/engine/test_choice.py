@@ -181,7 +181,7 @@ def test_bias_and_watching(llama, prompts):
             bias = tuple(50.0 * (i == label) for i in range(5))
             [after] = answered(engine, [replace(plain, label_bias=bias)])
             assert after.answer.label == label
-            assert after.answer.biased == (label != before.answer.label)
+            assert after.answer.changed == (label != before.answer.label)
             assert after.tokens in SHARED.variants[label]
         long = replace(plain, label_bias=(0, 0, 0, 0, 50.0))
         tokens = engine.submit(long, told.append).result(30).tokens

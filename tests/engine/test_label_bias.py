@@ -41,8 +41,8 @@ def test_tokens_are_those_of_the_bias_added_by_hand(llama, prompts, position):
         assert list(answer.tokens) == plain_biased(llama.model, request.prompt, 5, request.label_bias, position)
         if position == "last":
             unbiased = plain_biased(llama.model, request.prompt, 1, (0.0, 0.0), position)
-            assert answer.answer.biased == (answer.tokens[0] != unbiased[0])
-            changed += answer.answer.biased
+            assert answer.answer.changed == (answer.tokens[0] != unbiased[0])
+            changed += answer.answer.changed
     assert position == "exact" or changed >= 5
 
 
@@ -80,7 +80,7 @@ def test_with_a_step_and_with_sampling(llama, prompts, make_vectors, plain):
     assert both.predicted_error.before == pytest.approx(alone.predicted_error.before, abs=1e-5)
     assert both.predicted_error.after == pytest.approx(alone.predicted_error.after, abs=1e-5)
     assert drawn[0].tokens == drawn[1].tokens
-    assert not drawn[1].answer.biased
+    assert not drawn[1].answer.changed
     assert drawn[2].answer.label == 0
 
 

@@ -78,7 +78,7 @@ def test_of_equal_gains_the_one_that_does_less_is_preferred() -> None:
 
 def test_without_steps_the_bias_alone_is_tried_and_has_no_readout() -> None:
     choice, asked = chosen_from(OWN_METHODS, {"logit_bias": 0.2}, [])
-    assert asked == [[], ["logit_bias"]]
+    assert asked == [["logit_bias"]]
     assert choice.chosen == BIAS
     assert choice.readout is None
     none, _ = chosen_from(("mera",), {}, [])
@@ -208,7 +208,7 @@ def test_a_bias_on_top_of_a_step_is_certified_as_such(loaded: LoadedModel, make_
 def test_all_candidates_compete_by_default(finished, loaded: LoadedModel, tmp_path: Path) -> None:
     report, found = finished.report, published(finished.store)
     assert report["decision"] == "certified"
-    assert report["certificate"]["candidates"] == 1 + 60 + COMBINED
+    assert 1 + 60 + COMBINED + 6 < report["certificate"]["candidates"] <= 200  # and steps along gradients
     methods = [row.get("method", "mera") for row in found.calibration["candidates"]]
     assert [methods.count(name) for name in OWN_METHODS] == [60, 1, COMBINED]
     best = max(

@@ -12,14 +12,14 @@ import torch
 from merasteer.pipeline import Bars, Options, layers
 from merasteer.pipeline.fit import fit, vectors_of
 from merasteer.probes import FAMILIES, contrastive_probes, directions, error_target, errors, fit_probes
-from merasteer.types import CONTRASTIVE, DIRECTIONS
+from merasteer.types import CLOSED_FORM, CONTRASTIVE
 
 from .test_parts import collected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_numbers_do_not_depend_on_how_many_layers_are_fit_at_once(family: Any) -> None:
-    job, read = collected(Options(family=family, directions=DIRECTIONS, ordering=100))
+    job, read = collected(Options(family=family, directions=CLOSED_FORM, ordering=100))
     one, many = (fit(job, read, Bars(), workers) for workers in (1, 3))
     assert one.facts == many.facts
     assert one.tensors.keys() == many.tensors.keys()
@@ -27,7 +27,7 @@ def test_the_numbers_do_not_depend_on_how_many_layers_are_fit_at_once(family: An
 
 
 def test_vectors_are_those_of_all_layers_fit_together() -> None:
-    job, read = collected(Options(directions=DIRECTIONS, hook_points=("residual",), ordering=100))
+    job, read = collected(Options(directions=CLOSED_FORM, hook_points=("residual",), ordering=100))
     labels = [example.label for example in job.splits.train]
     y = error_target(errors(read.tensors["probabilities"].numpy(), labels))[job.fitting]
     rows = read.tensors["activations.residual"][job.fitting]

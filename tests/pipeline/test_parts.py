@@ -21,7 +21,7 @@ from merasteer.pipeline.fit import PAPER_GRID, fit, thresholds, vectors_of
 from merasteer.pipeline.options import check_layers
 from merasteer.pipeline.workspace import Output, Workspace
 from merasteer.probes import FAMILIES, error_target
-from merasteer.types import DIRECTIONS, Example, Splits
+from merasteer.types import CLOSED_FORM, Example, ServedTask, Splits
 
 ALONG = np.eye(6)[0]  # the error moves activations this way
 SIGNAL = (2.0, 0.0, 0.6, 1.1)  # how far, per layer: layer 1 is noise
@@ -142,12 +142,14 @@ def collected(options: Options, signal: tuple[float, ...] = SIGNAL, n: int = 300
     h = rng.normal(size=(n, len(signal), len(ALONG))) + np.array(signal)[:, None] * logits[:, None, None] * ALONG + 3.0
     train = tuple(Example(f"{i}", int(label), f"{i}") for i, label in enumerate(labels))
     model = cast(Any, SimpleNamespace(layers=len(signal), width=len(ALONG)))
+    # A free answer that may come late: nothing is moved along a gradient, which would ask the model.
+    served = ServedTask("planted", ("a", "b"), (((1,),), ((2,),)), "{text}", choose="free", position="exact")
     job = Job(
         model,
         cast(Any, None),
         cast(Any, None),
         cast(Any, None),
-        cast(Any, None),
+        served,
         Splits(train, (), ()),
         options,
         Path(),
@@ -159,10 +161,10 @@ def collected(options: Options, signal: tuple[float, ...] = SIGNAL, n: int = 300
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_fits_readouts_that_point_at_error_in_every_direction(family: Any) -> None:
-    job, read = collected(Options(family=family, directions=DIRECTIONS, ordering=100))
+    job, read = collected(Options(family=family, directions=CLOSED_FORM, ordering=100))
     fitted = fit(job, read, Bars())
     assert list(fitted.facts["readouts"]) == [
-        f"{point}/{name}" for point in ("residual", "mlp_input") for name in DIRECTIONS
+        f"{point}/{name}" for point in ("residual", "mlp_input") for name in CLOSED_FORM
     ]
     probabilities = read.tensors["probabilities"].numpy()
     labels = np.array([example.label for example in job.splits.train])

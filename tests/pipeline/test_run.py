@@ -45,7 +45,9 @@ def test_a_planted_failure_is_repaired_and_certified(finished) -> None:
     assert (certificate["collapse"], certificate["below_majority"]) == (None, False)
     assert certificate["broken"]["lost"] == certificate["lost"]
     assert certificate["broken"]["share"] < certificate["broken"]["upper"] < 0.2
-    assert report["certificate"]["candidates"] == 60 + 1 + 5  # steps, the bias, the best steps with the bias
+    assert (
+        60 + 1 + 5 < report["certificate"]["candidates"] <= 200
+    )  # steps, the bias, the best steps with the bias, the label probe
     assert report["method"] in ("mera", "mera+bias")
     assert set(report["seconds"]) == {"collect", "fit", "calibrate", "evaluate"}
 

@@ -16,7 +16,7 @@ from merasteer.probes import (
 )
 from merasteer.probes.directions import contrast, covariance_times
 from merasteer.probes.fitting import Probes
-from merasteer.types import CONTRASTIVE, DIRECTIONS, Direction, SteeringVectors
+from merasteer.types import CLOSED_FORM, CONTRASTIVE, Direction, SteeringVectors
 
 
 def vectors_of(planted, name: Direction) -> SteeringVectors:
@@ -24,7 +24,7 @@ def vectors_of(planted, name: Direction) -> SteeringVectors:
     return directions("residual", planted.activations, probes, [0, 2], 0, [name])[name]
 
 
-@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("name", CLOSED_FORM)
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.7])
 def test_every_direction_lands_exactly_on_alpha(planted, name: Direction, alpha: float) -> None:
     """σ(w·h' + b) = α within 1e-5 where the readout was above, and h untouched where it was not."""
@@ -41,7 +41,7 @@ def test_every_direction_lands_exactly_on_alpha(planted, name: Direction, alpha:
         assert torch.equal(moved[~above], h[~above])
 
 
-@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("name", CLOSED_FORM)
 def test_readouts_point_at_error_and_steps_away_from_it(planted, name: Direction) -> None:
     vectors = vectors_of(planted, name)
     for layer in (0, 2):

@@ -13,7 +13,7 @@ FinishReason = Literal["length", "eos_token", "stop_sequence"]
 Reason = Literal["disabled", "no_probe", "conditions", "collapse", "uncertified", "other_prompt"]
 
 Inputs = str | Mapping[str, Any]
-Method = Literal["mera", "none", "additive", "contrastive", "logit_bias", "mera+bias"]
+Method = Literal["mera", "none", "additive", "contrastive", "logit_bias", "mera+bias", "label_probe"]
 MeraDetails = Literal["none", "summary", "trace"]
 Positions = Literal["generation", "all", "last"] | Sequence[int]
 
@@ -105,10 +105,14 @@ class Guarantee:
 
 @dataclass(frozen=True)
 class Answer:
-    """label: of the answer token, None when it is none of the labels. probabilities: softmax over the labels."""
+    """label: of the answer token, None when it is none of the labels. probabilities: the model's softmax over the labels.
+
+    by: what chose the label, "model" or "label_probe".
+    """
 
     label: str | None
     probabilities: Mapping[str, float]
+    by: str = "model"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 // What the server reports, in words. Points are said only where the bound allows them.
 
 const METHODS = {
-  "mera": ["MERA", "The smallest step that brings the predicted error down to α, and none where it is below."],
+  "mera": ["MERA", "The artifact’s step where the predicted error exceeds α, and none where it does not."],
   "additive": ["additive", "A step of fixed strength along the probe, at every token."],
   "contrastive": ["contrastive", "A step of fixed strength along the difference of means, at every token."],
   "logit_bias": ["logit bias", "The labels are weighted where the answer is chosen; nothing is moved."],
   "mera+bias": ["MERA + logit bias", "MERA’s step, and the labels weighted where the answer is chosen."],
+  "label_probe": ["label probe", "Where the predicted error exceeds α the label is the one that a probe reads off the activations; nothing is moved."],
   "none": ["none", ""],
 };
 const DECISIONS = { steered: "Steered", not_needed: "Not needed", abstained: "Abstained", off: "Off" };

@@ -103,11 +103,12 @@ def _budget(task: ServedTask) -> int | None:
 def _methods(probe: Probe) -> list[str]:
     """What this artifact can be asked for, its own method first."""
     offered = {
-        "mera": bool(probe.active),
+        "mera": bool(probe.active) and not probe.says,
         "additive": "additive" in probe.baselines,
         "contrastive": "contrastive" in probe.baselines,
         "logit_bias": probe.label_bias is not None,
-        "mera+bias": probe.label_bias is not None and bool(probe.active),
+        "mera+bias": probe.label_bias is not None and bool(probe.active) and not probe.says,
+        "label_probe": probe.says,
     }
     return sorted((name for name, there in offered.items() if there), key=lambda name: name != probe.method)
 

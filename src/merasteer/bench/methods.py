@@ -23,7 +23,7 @@ from merasteer.pipeline.run import stages
 from merasteer.pipeline.workspace import Output
 from merasteer.probes import Family
 from merasteer.probes.directions import additive_vectors, contrastive_vectors
-from merasteer.store.schema import OwnMethod
+from merasteer.store.schema import OWN_METHODS, OwnMethod
 from merasteer.types import Correction, Direction, SteeringVectors
 
 __all__ = ["INSTRUCTION", "METHODS", "FixedStrength", "Instruction", "Mera", "Method", "Unsteered", "chosen_methods"]
@@ -176,12 +176,26 @@ _ALL: tuple[Method, ...] = (
     ),
     Mera("mera-paper", "the paper's setting: Lasso, shortest step, every position, its grid of α", PAPER),
     *_mera(),
-    Mera("mera", "the best step of all: every hook point, direction and α is a candidate"),
+    *(
+        Mera(name, f"the error probe says when, {words} where to", {"directions": (name,)})
+        for name, words in (
+            ("gradient", "the mean gradient of the error"),
+            ("proportional", "the mean gradient, as far as the predicted error is large,"),
+            ("gradient_by_label", "the mean gradient of the class that a label probe reads"),
+        )
+    ),
+    Mera("mera", "the best step of all: every hook point, direction, length and α is a candidate"),
     Mera(
         "logit_bias",
         "no step; a bias for each label on its logits where the answer is chosen",
         {"candidates": ("logit_bias",)},
         "logit_bias",
+    ),
+    Mera(
+        "label_probe",
+        "no step; behind the gate of the error probe the label is the one that a label probe reads",
+        {"candidates": ("label_probe",)},
+        "label_probe",
     ),
     Mera(
         "mera+bias",
@@ -191,8 +205,8 @@ _ALL: tuple[Method, ...] = (
     ),
     Mera(
         "certified-best",
-        "what `mera run` publishes: steps, the bias and both together compete",
-        {"candidates": ("mera", "logit_bias", "mera+bias")},
+        "what `mera run` publishes: steps, the bias, both together and the label probe compete",
+        {"candidates": OWN_METHODS},
         "mera",
     ),
 )

@@ -31,14 +31,15 @@ _NOWHERE = 2**30  # a position that no token reaches, and that may be added to
 class Chosen:
     """What a pass found out for the rows at a branching point, `here` (R,); the others hold no meaning.
 
-    scores (R, C): the labels', behind the bias. best (R,): the chosen spelling, C-major. biased (R,): whether the bias changed the label.
+    scores (R, C): the labels', behind the bias. best (R,): the chosen spelling, C-major. changed (R,): whether the bias, or a label probe,
+    changed the label.
     options (R, C·M): log-probability of each spelling's token among those permitted at the point.
     """
 
     here: torch.Tensor
     scores: torch.Tensor
     best: torch.Tensor
-    biased: torch.Tensor
+    changed: torch.Tensor
     options: torch.Tensor
 
 
@@ -81,10 +82,18 @@ class ChoiceTable:
         self.settled[slot] = self.bias[slot] = 0.0
         self.forced[slot] = -1
 
-    def choose(self, logits: torch.Tensor, slots: torch.Tensor, position: torch.Tensor, draws: Draws) -> Chosen:
+    def choose(
+        self,
+        logits: torch.Tensor,
+        slots: torch.Tensor,
+        position: torch.Tensor,
+        draws: Draws,
+        said: torch.Tensor | None = None,
+    ) -> Chosen:
         """Scores the labels of the rows at their branching point, and forces the best spelling of the label that is chosen there.
 
-        logits (R, V); slots (R,); position (R,) of the tokens whose logits these are. Mutates `forced`.
+        logits (R, V); slots (R,); position (R,) of the tokens whose logits these are; said (R,): the label in place of the one of the
+        largest score, -1 where none is. Mutates `forced`.
         """
         token = self.token[slots].flatten(1)  # (R, C·M)
         there, here = token >= 0, position == self.at[slots]
@@ -95,10 +104,12 @@ class ChoiceTable:
         plain, spelling = spelt.max(-1)  # (R, C)
         scores = plain + self.bias[slots]
         label = draws.pick(scores, slots, position + 1)
+        if said is not None:
+            label = torch.where(said >= 0, said, label)
         best = label * MAX_VARIANTS + spelling.gather(1, label[:, None])[:, 0]
         self._force(slots, best, here & (self.origin[slots] == position + 1))
-        biased = draws.pick(plain, slots, position + 1) != label
-        return Chosen(here, scores, best, biased, options)
+        changed = draws.pick(plain, slots, position + 1) != label
+        return Chosen(here, scores, best, changed, options)
 
     def _force(self, slots: torch.Tensor, best: torch.Tensor, here: torch.Tensor) -> None:
         sequence = self.sequence.flatten(1, 2)[slots, best]  # (R, F)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
-from merasteer.engine.switches import BIASED, CLASSES, LARGEST, LOGPROB, SPELT, Switches
+from merasteer.engine.switches import CHANGED, CLASSES, LARGEST, LOGPROB, SAID, SPELT, Switches
 from merasteer.engine.tables import SlotTable
 
 __all__ = ["Head"]
@@ -32,10 +32,11 @@ class Head:
         position: torch.Tensor,
         report: torch.Tensor,
         switches: Switches,
+        said: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The scores (R, V) whose largest is each request's token; writes the reads of the report. Mutates `logits`.
 
-        position: of the tokens whose logits these are.
+        position: of the tokens whose logits these are. said (R,): the label that a label probe says, -1 where none does.
         """
         report[:, LARGEST] = logits.amax(-1)  # not finite where a logit is none, or all are -inf
         scores = self._biased(logits, slots, position) if switches.bias else logits
@@ -43,7 +44,7 @@ class Head:
             report[:, CLASSES] = _class_logits(scores, self._slots.variants[slots])
         forced = self._drawn(scores, slots, position) if switches.sampling else None
         if switches.choice:
-            self._choose(logits, slots, position, report, points=switches.points)
+            self._choose(logits, slots, position, report, said, points=switches.points)
         if switches.forced:
             due = self._slots.choice.due(slots, position)
             forced = due if forced is None else torch.where(due >= 0, due, forced)
@@ -81,13 +82,22 @@ class Head:
         report[:, LOGPROB] = report[:, LOGPROB].index_copy(0, rows, found)
 
     def _choose(
-        self, logits: torch.Tensor, slots: torch.Tensor, position: torch.Tensor, report: torch.Tensor, *, points: bool
+        self,
+        logits: torch.Tensor,
+        slots: torch.Tensor,
+        position: torch.Tensor,
+        report: torch.Tensor,
+        said: torch.Tensor | None,
+        *,
+        points: bool,
     ) -> None:
         """Rows at the point where their label is chosen: writes its spelling and the labels' scores to the report."""
-        found = self._slots.choice.choose(logits, slots, position, self._slots.draws)
+        found = self._slots.choice.choose(logits, slots, position, self._slots.draws, said)
         here = found.here[:, None]
         report[:, CLASSES] = torch.where(here, found.scores, report[:, CLASSES])
-        report[:, BIASED] = torch.where(found.here, found.biased.float(), report[:, BIASED])
+        report[:, CHANGED] = torch.where(found.here, found.changed.float(), report[:, CHANGED])
+        if said is not None:
+            report[:, SAID] = (said >= 0).float()
         report[:, SPELT] = found.best.float()
         if points:
             self.options[: report.shape[0]] = found.options
@@ -114,7 +124,7 @@ class Head:
         variants = self._slots.variants[slots]
         alone = _chosen(logits, self._drawn(logits, slots, position) if sampling else None)
         free = (variants >= 0).flatten(1).any(-1)
-        report[:, BIASED] = torch.where(free, (alone != chosen).float(), report[:, BIASED])
+        report[:, CHANGED] = torch.where(free, (alone != chosen).float(), report[:, CHANGED])
         answered = (variants == chosen[:, None, None]).flatten(1).any(-1)
         self._slots.bias.index_put_((slots,), torch.where(answered[:, None], 0.0, self._slots.bias[slots]))
 

@@ -19,14 +19,19 @@ __all__ = ["Resident", "Residents"]
 
 @dataclass(eq=False)
 class Resident:
-    """Steering vectors in a table row, and how many runs use them. Retired ones are removed with their last run."""
+    """Steering vectors in rows of a table, and how many runs use them. Retired ones are removed with their last run."""
 
     hook_point: HookPoint
-    row: int
+    rows: tuple[int, ...]
     vectors: SteeringVectors
     number: int  # of its registration, the same on every rank
     users: int = 0
     retired: bool = False
+
+    @property
+    def row(self) -> int:
+        """Its own, which slots point to; behind it are those of its class readouts."""
+        return self.rows[0]
 
 
 class Residents:
@@ -45,8 +50,8 @@ class Residents:
         if vectors.hook_point not in self._tables:
             known = ", ".join(self._tables)
             raise InvalidInput(f"hook_point: {self._architecture} has no {vectors.hook_point!r}; use one of {known}")
-        row = self._tables[vectors.hook_point].reserve(vectors)
-        resident = self._known[key] = Resident(vectors.hook_point, row, vectors, next(self._numbers))
+        rows = self._tables[vectors.hook_point].reserve(vectors)
+        resident = self._known[key] = Resident(vectors.hook_point, rows, vectors, next(self._numbers))
         self._changes.append((resident, vectors))
 
     def unregister(self, key: str) -> None:
@@ -80,11 +85,11 @@ class Residents:
 
     def _drop_if_unused(self, resident: Resident) -> None:
         if resident.retired and resident.users == 0:
-            self._tables[resident.hook_point].release(resident.row)
+            self._tables[resident.hook_point].release(resident.rows)
             self._changes.append((resident, None))
 
     def write(self) -> None:
         """Makes the tables what was asked for so far: between two passes, before any request that was sent later is taken up."""
         while self._changes:
             resident, vectors = self._changes.popleft()
-            self._tables[resident.hook_point].write(resident.row, vectors)
+            self._tables[resident.hook_point].write(resident.rows, vectors)

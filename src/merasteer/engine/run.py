@@ -14,7 +14,7 @@ import torch
 from merasteer.engine.batching import Delivered, Step
 from merasteer.engine.choice import spelling
 from merasteer.engine.residents import Resident
-from merasteer.engine.switches import BIASED, CLASSES, COUNTS, LARGEST, LOGPROB, SPELT
+from merasteer.engine.switches import CHANGED, CLASSES, COUNTS, LARGEST, LOGPROB, SAID, SPELT
 from merasteer.engine.tables import acting_tokens, movable_layers, moves
 from merasteer.engine.text import TextStream
 from merasteer.errors import NonFinite
@@ -60,7 +60,8 @@ class Run:
     reading: tuple[float, float] | None = None  # z before and after at the answer position, or the last prompt position
     classes: list[float] | None = None  # class logits there
     label: int | None = None
-    biased: bool = False
+    changed: bool = False
+    said: bool = False
     spelt: int | None = None  # tokens of the label that was chosen
     options: list[float] | None = None  # at a later branching point: the log-probability of each spelling's token
     points: dict[Tokens, Run] = field(default_factory=dict)  # the later branching points, each a run of its own
@@ -134,7 +135,8 @@ class Run:
 
     def _commit(self, read: list[float], row: int, label: int | None, step: Step) -> None:
         self.reading, self.label = (read[COUNTS], read[COUNTS + 1]), label
-        self.biased = self.request.label_bias is not None and read[BIASED] > 0
+        self.said = self.resident is not None and self.resident.vectors.law == "label_probe" and read[SAID] > 0
+        self.changed = (self.request.label_bias is not None or self.said) and read[CHANGED] > 0
         classes = self.request.variants if self.request.choice is None else self.request.choice.variants
         if classes is not None:
             self.classes = read[CLASSES][: len(classes)]
@@ -212,7 +214,7 @@ class Run:
         if self.classes is None:
             return None
         probabilities = torch.tensor(self.classes, dtype=torch.float64).softmax(-1).tolist()
-        return Answer(self.label, tuple(probabilities), self.biased)
+        return Answer(self.label, tuple(probabilities), self.changed, "label_probe" if self.said else "model")
 
 
 def _trace(layers: torch.Tensor) -> TokenTrace:

@@ -105,11 +105,14 @@ class Moves:
 
         excess = rows.bias[:, self.own] - table.logit_alpha[rows.index][:, slot]
         self.offset = spread(excess.masked_fill(~facts.eligible, -float("inf")), -float("inf"))
+        for _, classes in () if rows.laws is None else rows.laws.groups:
+            self.offset[:, :, classes] = rows.bias[:, None, classes]
         self.strength = None
         if switches.strength:
             self.strength = spread(table.strength[rows.index][:, slot] * facts.eligible, 0.0).unbind()
         self.pull = torch.empty_like(self.offset)
         self.size = torch.empty(shape[:2], device=self.offset.device)
+        self._said: list[torch.Tensor] = []
         self.z: dict[int, torch.Tensor] = {}
         self.again: dict[int, torch.Tensor] = {}
         self._read = frozenset(rows.layers) if switches.trace else rows.reports
@@ -122,11 +125,19 @@ class Moves:
         offset, pull, size = self._by_layer[i]
         weight, bias, step = self.rows.vectors[i]
         before = hidden[0].float()
-        pull_(torch.addmm(offset, before, weight, out=pull), None if self.strength is None else self.strength[i])
-        moved = torch.addmm(before, pull, step, alpha=-1).to(hidden.dtype)
-        torch.linalg.vector_norm(before, dim=-1, out=size)
+        excess = torch.addmm(offset, before, weight, out=pull)
+        laws, strength = self.rows.laws, None if self.strength is None else self.strength[i]
         if layer in self._read:
             self.z[layer] = torch.addmm(bias, before, weight)
+        if laws is None:
+            pull_(excess, strength)
+        else:
+            z = self.z.get(layer)
+            if z is None and laws.proportional is not None:
+                z = torch.addmm(bias, before, weight)
+            self._said += laws.pull_(excess, 0.0 if strength is None else strength, z)
+        moved = torch.addmm(before, pull, step, alpha=-1).to(hidden.dtype)
+        torch.linalg.vector_norm(before, dim=-1, out=size)
         if layer in self.rows.reports:
             self.again[layer] = torch.addmm(bias, self._chosen(moved).float(), weight)
         return moved[None]
@@ -155,12 +166,16 @@ class Moves:
             found = torch.where(here, both, found)
         return found
 
+    def said(self) -> torch.Tensor | None:
+        """The label that class readouts say at each token that chooses, (R,), -1 where none does; None where nothing was to say one."""
+        return reduce(torch.maximum, map(self._chosen, self._said)) if self._said else None
+
     def trace(self, shifts: torch.Tensor, out: torch.Tensor) -> None:
         """Writes z before, z after and the shift at the tokens that choose to out (R, all layers, 3), for this hook point's requests."""
         last, index = self.facts.last, self.rows.index
         at = self._at[:, last]
         z = torch.stack([self.z[layer][last] for layer in self.rows.layers]).gather(2, at)[..., 0]
-        after = z - self.pull[:, last].gather(2, at)[..., 0] * self.rows.along[:, self.own[last]]
+        after = z - (self.pull[:, last] * self.rows.along[:, None]).sum(-1)  # only the token's own columns pull
         mine = (self.table.report[self.facts.slot[last]] >= 0)[:, None, None]
         new = torch.stack([z, after, shifts[:, last]], dim=-1).transpose(0, 1)
         out[: last.shape[0], index] = torch.where(mine, new, out[: last.shape[0], index])
@@ -270,7 +285,9 @@ class Steering:
         report = self.report[: scores.shape[0]]
         self._account(facts, report)
         _spoil(facts, report)
-        return self.head.finish(scores, facts.slots_new, facts.position[facts.last], report, self.switches)
+        said = [found for moves in facts.moves.values() if (found := moves.said()) is not None]
+        label = reduce(torch.maximum, said) if said else None
+        return self.head.finish(scores, facts.slots_new, facts.position[facts.last], report, self.switches, label)
 
     def _account(self, facts: Facts, report: torch.Tensor) -> None:
         """Writes counts (batch order) and reads (order of new tokens) to the report, and the trace."""

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from merasteer.engine.config import MAX_LABELS
 from merasteer.types import HookPoint
 
-__all__ = ["BIASED", "CLASSES", "COUNTS", "LARGEST", "LOGPROB", "READS", "SPELT", "Switches"]
+__all__ = ["CHANGED", "CLASSES", "COUNTS", "LARGEST", "LOGPROB", "READS", "SAID", "SPELT", "Switches"]
 
 # Columns of a step's report: counts in batch order, reads in the order of the requests that got a new token.
 COUNTS = 5  # tokens, steered tokens, steered cells, sum of shifts, largest shift
-READS = 6  # z before, z after, and
+READS = 7  # z before, z after, and
 LOGPROB = COUNTS + 2  # log-probability of the chosen token
-BIASED = COUNTS + 3  # 1 where the label bias changed it
+CHANGED = COUNTS + 3  # 1 where the label bias, or a label probe, changed it
 SPELT = COUNTS + 4  # spelling of the chosen label
 LARGEST = COUNTS + 5  # logit
+SAID = COUNTS + 6  # 1 where a label probe said the label
 CLASSES = slice(COUNTS + READS, COUNTS + READS + MAX_LABELS)  # score of each class
 
 

@@ -15,7 +15,8 @@ from merasteer.engine.choice import ChoiceTable
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.engine.sampling import Draws
 from merasteer.errors import InvalidInput
-from merasteer.types import GenerationRequest, Policy, SteeringVectors
+from merasteer.method.steering import Laws
+from merasteer.types import ClassReadouts, GenerationRequest, Policy, SteeringVectors
 
 __all__ = ["NEVER", "OPEN", "Rows", "SlotTable", "VectorTable", "acting_tokens", "moves", "untouched"]
 
@@ -29,6 +30,7 @@ class Rows:
 
     layers: active layer -> its place in what follows; index (La,) the layers themselves. column (all rows,): a row's place among these,
     0 for the others. vectors: per layer weight (d, P), bias (P,), step (P, d). bias, along, norm (La, P). reports: layers that one reports.
+    laws: of the columns, None where all have the closed form.
     """
 
     count: int
@@ -40,13 +42,15 @@ class Rows:
     along: torch.Tensor
     norm: torch.Tensor
     reports: frozenset[int]
+    laws: Laws | None
 
 
 class VectorTable:
-    """The steering vectors of one hook point, and which row of them each slot uses.
+    """The steering vectors of one hook point, and which row of them each slot uses. Vectors with class readouts have a row for each class
+    too.
 
-    weight, step (L, P, d), bias (L, P), along = w·ũ (L, P), norm = ‖ũ‖ (L, P); policy (S,) row, report (S,) layer or -1,
-    logit_alpha (L, S) +inf where nothing may move, strength (L, S).
+    weight, step (L, P, d), bias (L, P), along = w·ũ (L, P) with the w that is reported, norm = ‖ũ‖ (L, P); policy (S,) row, report (S,)
+    layer or -1, logit_alpha (L, S) +inf where nothing may move, strength (L, S).
     """
 
     def __init__(self, layers: int, width: int, policies: int, slots: int, device: torch.device) -> None:
@@ -62,35 +66,41 @@ class VectorTable:
         self.strength = torch.zeros(layers, slots, device=device)
         self._free = list(range(rows - 1, 0, -1))
         self._vectors: dict[int, SteeringVectors] = {}
+        self._classes: dict[int, tuple[int, ...]] = {}  # row -> the rows of its class readouts, where it has some
         self.active: frozenset[int] = frozenset()  # layers that some resident readout reads
         self.in_use: tuple[int, ...] = ()  # rows of the resident vectors
         self.version = 0  # counts the changes of what is resident
         self._rows: tuple[tuple[int, ...], int, Rows] | None = None  # the last answer of `rows`
 
-    def reserve(self, vectors: SteeringVectors) -> int:
-        """A free row for these vectors, to be written. Raises InvalidInput on a wrong shape or a full table. Any thread, under a lock."""
+    def reserve(self, vectors: SteeringVectors) -> tuple[int, ...]:
+        """Free rows for these vectors, to be written: their own, and one for each class. Any thread, under a lock.
+
+        Raises InvalidInput on a wrong shape or a full table.
+        """
         layers, _, width = self.weight.shape
         if vectors.weight.shape != (layers, width):
             raise InvalidInput(
                 f"steering vectors: shape {tuple(vectors.weight.shape)} does not fit the model's ({layers}, {width})"
             )
-        if not self._free:
+        if len(self._free) < vectors.rows:
             raise InvalidInput(
-                f"steering vectors: all {self.weight.shape[1] - 1} rows are resident; raise max_policies"
+                f"steering vectors: {vectors.rows} rows wanted, {len(self._free)} of {self.weight.shape[1] - 1} free; raise max_policies"
             )
-        return self._free.pop()
+        return tuple(self._free.pop() for _ in range(vectors.rows))
 
-    def release(self, row: int) -> None:
-        """Gives a row that no slot uses any more to the next who reserves one. Any thread, under a lock."""
-        self._free.append(row)
+    def release(self, rows: tuple[int, ...]) -> None:
+        """Gives rows that no slot uses any more to the next who reserves some. Any thread, under a lock."""
+        self._free += rows
         self._free.sort(reverse=True)
 
-    def write(self, row: int, vectors: SteeringVectors | None) -> None:
-        """Makes vectors resident in a reserved row; None: empties it."""
+    def write(self, rows: tuple[int, ...], vectors: SteeringVectors | None) -> None:
+        """Makes vectors resident in reserved rows; None: empties them."""
+        row, *classes = rows
         if vectors is None:
             for table in (self.weight, self.step, self.bias, self.along, self.norm):
-                table[:, row] = 0
+                table[:, list(rows)] = 0
             del self._vectors[row]
+            self._classes.pop(row, None)
         else:
             self.weight[:, row], self.step[:, row] = vectors.weight.to(self.weight), vectors.step.to(self.step)
             # An idle layer reads as 0 whatever its bias, also where another row makes the layer active.
@@ -99,7 +109,18 @@ class VectorTable:
             self.along[:, row] = (vectors.weight * vectors.step).sum(-1).to(self.along)
             self.norm[:, row] = vectors.step.norm(dim=-1).to(self.norm)
             self._vectors[row] = vectors
+            if vectors.classes is not None:
+                self._classes[row] = tuple(classes)
+                self._write_classes(tuple(classes), vectors, vectors.classes)
         self._refresh()
+
+    def _write_classes(self, rows: tuple[int, ...], vectors: SteeringVectors, classes: ClassReadouts) -> None:
+        for i, layer in enumerate(vectors.active_layers):
+            at = layer, list(rows)
+            self.weight[at], self.bias[at] = classes.weight[i].to(self.weight), classes.bias[i].to(self.bias)
+            self.step[at] = classes.step[i].to(self.step)
+            self.along[at] = (classes.step[i] @ vectors.weight[layer]).to(self.along)
+            self.norm[at] = classes.step[i].norm(dim=-1).to(self.norm)
 
     def _refresh(self) -> None:
         self.active = frozenset(layer for vectors in self._vectors.values() for layer in vectors.active_layers)
@@ -116,12 +137,14 @@ class VectorTable:
         resident = [self._vectors[row] for row in wanted]
         layers = sorted({layer for vectors in resident for layer in vectors.active_layers})
         device = self.weight.device
-        index, picked = torch.tensor(layers, dtype=torch.long, device=device), torch.tensor(wanted, device=device)
+        every = [*wanted, *(row for own in wanted for row in self._classes.get(own, ()))]
+        place = {row: i for i, row in enumerate(every)}
+        index, picked = torch.tensor(layers, dtype=torch.long, device=device), torch.tensor(every, device=device)
         column = torch.zeros(self.weight.shape[1], dtype=torch.long, device=device)
-        column[picked] = torch.arange(len(wanted), device=device)
+        column[picked] = torch.arange(len(every), device=device)
         weight, bias, step = (table[index][:, picked] for table in (self.weight, self.bias, self.step))
         return Rows(
-            count=len(wanted),
+            count=len(every),
             layers={layer: i for i, layer in enumerate(layers)},
             index=index,
             column=column,
@@ -130,6 +153,11 @@ class VectorTable:
             along=self.along[index][:, picked],
             norm=self.norm[index][:, picked],
             reports=frozenset(vectors.report_layer for vectors in resident),
+            laws=Laws.of(
+                [vectors.law for vectors in resident] + ["closed_form"] * (len(every) - len(wanted)),
+                {place[own]: [place[row] for row in self._classes[own]] for own in wanted if own in self._classes},
+                device,
+            ),
         )
 
     def assign(self, slot: int, row: int, policy: Policy) -> None:

@@ -10,11 +10,15 @@ decides by `pull_`; `coefficient` and `move` are the same step on one readout in
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 
 from merasteer.errors import InvalidInput
+from merasteer.types import Law
 
-__all__ = ["coefficient", "move", "pull_", "readout", "unit_step"]
+__all__ = ["Laws", "coefficient", "move", "pull_", "readout", "unit_step"]
 
 
 def unit_step(weight: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
@@ -55,6 +59,60 @@ def pull_(excess: torch.Tensor, strength: torch.Tensor | float | None = None) ->
     """How far against ũ, from the excess z − logit(α), which it overwrites: max(excess, 0) + strength. An excess of -inf never steers."""
     excess.clamp_(min=0.0)
     return excess if strength is None else excess.add_(strength)
+
+
+@dataclass(frozen=True, eq=False)
+class Laws:
+    """What the P columns of a product do where their gate opens, some otherwise than by the closed form (docs/method.md, steps that act).
+
+    gated (P,): moves by its strength, and not at all where the gate is shut. proportional (P,): by strength · σ(z); None where no column
+    does. groups: column -> the columns of its class readouts, of which the largest moves in its place. choosing: those of the groups whose
+    largest class is the label.
+    """
+
+    gated: torch.Tensor
+    proportional: torch.Tensor | None
+    groups: tuple[tuple[int, torch.Tensor], ...]
+    choosing: frozenset[int]
+
+    @classmethod
+    def of(
+        cls, laws: Sequence[Law], groups: Mapping[int, Sequence[int]], device: torch.device | str = "cpu"
+    ) -> Laws | None:
+        """laws: by column; groups: see above. None where nothing but the closed form is asked for."""
+        if not groups and set(laws) <= {"closed_form"}:
+            return None
+        proportional = torch.tensor([law == "proportional" for law in laws], device=device)
+        return cls(
+            torch.tensor([law != "closed_form" for law in laws], device=device),
+            proportional if "proportional" in laws else None,
+            tuple((own, torch.tensor(classes, device=device)) for own, classes in groups.items()),
+            frozenset(own for own in groups if laws[own] == "label_probe"),
+        )
+
+    def pull_(self, excess: torch.Tensor, strength: torch.Tensor | float, z: torch.Tensor | None) -> list[torch.Tensor]:
+        """Overwrites the excess z − logit α (T, P) with how far each token goes against the step of each column. Branch-free.
+
+        In the columns of class readouts the excess is their score. strength (T, P); z (T, P) is read where a column is proportional.
+        Returns, for each column whose class readouts say the label, the largest class of each token, (T,), -1 where the gate is shut.
+        Scores that are not finite make what they would decide NaN.
+        """
+        length = strength + torch.zeros_like(excess)
+        if self.proportional is not None and z is not None:
+            length = torch.where(self.proportional, length * z.sigmoid(), length)
+        scores = [excess[:, classes] for _, classes in self.groups]
+        opened = excess > 0
+        pull = torch.where(self.gated, length * opened, excess.clamp(min=0.0) + strength)
+        labels = []
+        for (own, classes), found in zip(self.groups, scores, strict=True):
+            best = found.argmax(-1)
+            mine = torch.nn.functional.one_hot(best, found.shape[-1]) * pull[:, own, None]
+            pull[:, classes] = mine + torch.where(opened[:, own, None], (found * 0).sum(-1, keepdim=True), 0.0)
+            pull[:, own] = 0.0
+            if own in self.choosing:
+                labels.append(torch.where(opened[:, own], best, -1))
+        excess.copy_(pull)
+        return labels
 
 
 def move(hidden: torch.Tensor, amount: torch.Tensor, step: torch.Tensor) -> torch.Tensor:

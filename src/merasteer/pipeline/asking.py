@@ -1,14 +1,15 @@
 """Items asked under corrections, as few passes as will do, and none of them twice: what is finished is in the stage's journal.
 
 Items are asked in groups that fill a pass, all corrections of a group together, so that they share its prompts. Each group is batched by
-itself, so that a run that was killed goes on behind the last one with the same numbers.
+itself, so that a run that was killed goes on behind the last one with the same numbers. Corrections that differ in an α whose gate an item
+passes anyway, and whose step does not depend on it, ask about it once.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -70,29 +71,49 @@ class Asker:
             return
         # Only of those that somebody asks: a group of fewer prompts than fill a pass would compute each several times.
         some = [i for i in range(len(self._prompts.tokens)) if any(flags[i] for flags in wanted)]
+        alike = self._alike(corrections)
         with bars.bar(title, total) as bar:
             for number, rows in enumerate(parts(self._prompts.some(some), BATCH_TOKENS, MAX_REQUESTS)):
                 pairs = [(k, some[i]) for k, flags in enumerate(wanted) for i in rows if flags[some[i]]]
-                self._group(f"{title} {number}", corrections, pairs, found, bar)
+                asked = [(int(alike[k, i]), i) for k, i in pairs]
+                self._group(f"{title} {number}", corrections, pairs, asked, found, bar)
+
+    def _alike(self, corrections: Sequence[Correction]) -> npt.NDArray[np.int64]:
+        """(K, N): the first correction that gives an item the same answer as the k-th beyond doubt."""
+        first = np.repeat(np.arange(len(corrections))[:, None], len(self._prompts.tokens), axis=1)
+        leaders: dict[Correction, list[int]] = {}
+        for k, correction in enumerate(corrections):
+            mine = self._known.open(correction)
+            for other in leaders.setdefault(replace(correction, alpha=None), []):
+                shared = mine & self._known.open(corrections[other]) & (first[k] == k)
+                first[k, shared] = first[other, shared]
+            leaders[replace(correction, alpha=None)].append(k)
+        return first
 
     def _group(
         self,
         name: str,
         corrections: Sequence[Correction],
         pairs: Sequence[tuple[int, int]],
+        asked: Sequence[tuple[int, int]],
         found: Sequence[Found],
         bar: Bar,
     ) -> None:
-        name = f"{name} {_content(corrections, pairs)}"
+        """Pairs of correction and item; asked: those that give the same answers."""
+        once = list(dict.fromkeys(asked))
+        name = f"{name} {_content(corrections, once)}"
         values = self._journal.get(name)
         if values is None:
-            requests = [self._prompts.request(i, corrections[k]) for k, i in pairs]
-            where = [self._prompts.where[i] for _, i in pairs] if self._prompts.where else ()
+            requests = [self._prompts.request(i, corrections[k]) for k, i in once]
+            where = [self._prompts.where[i] for _, i in once] if self._prompts.where else ()
             values = [_plain(one) for one in generations(self._engine, requests, bar, where, afresh=True)]
             self._journal.add(name, values)
+            bar.skip(len(pairs) - len(once))
         else:
             bar.skip(len(pairs))
-        for (k, i), (label, probabilities, error) in zip(pairs, values, strict=True):
+        got = dict(zip(once, values, strict=True))
+        for (k, i), pair in zip(pairs, asked, strict=True):
+            label, probabilities, error = got[pair]
             found[k].answers.label[i], found[k].answers.probabilities[i] = label, probabilities
             found[k].error[i] = np.nan if error is None else error
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,16 @@ from merasteer.engine.batching import cache_bytes_per_token
 from merasteer.errors import NonFinite
 from merasteer.pipeline.progress import Bar
 from merasteer.tasks import Prompter
-from merasteer.types import UNCORRECTED, Correction, Example, Generation, GenerationRequest, HookPoint, ServedTask
+from merasteer.types import (
+    UNCORRECTED,
+    Correction,
+    Example,
+    Generation,
+    GenerationRequest,
+    HookPoint,
+    ServedTask,
+    SteeringVectors,
+)
 
 __all__ = ["Answers", "Prompts", "answers", "generations", "parts", "predicted_error", "running", "sizes"]
 
@@ -92,13 +102,19 @@ class Answers:
         return np.log(np.maximum(self.probabilities, 1e-30))
 
 
-def sizes(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()) -> EngineConfig:
-    """What an engine for requests of up to `longest` tokens is given."""
+def sizes(
+    loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = (), vectors: Sequence[SteeringVectors] = ()
+) -> EngineConfig:
+    """What an engine for requests of up to `longest` tokens is given, that is to hold these vectors if any are named."""
+    rows = Counter[HookPoint]()
+    for one in vectors:
+        rows[one.hook_point] += one.rows
     # Half of the cache is for the prompts kept (`generations`); the library wants a part free, below which it forgets them.
     wanted = 2 * KEPT * MAX_REQUESTS * (longest + PAGE)
     affordable = min(wanted, CACHE_TOKENS, CACHE_BYTES // cache_bytes_per_token(loaded.model))
     return EngineConfig(
         max_requests=MAX_REQUESTS,
+        max_policies=max(rows.values(), default=EngineConfig.max_policies),
         max_batch_tokens=BATCH_TOKENS,
         cache_tokens=-(-max(affordable, longest + PAGE) // PAGE) * PAGE,
         page_size=PAGE,
@@ -107,9 +123,17 @@ def sizes(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()) 
 
 
 @contextmanager
-def running(loaded: LoadedModel, longest: int, capture: Sequence[HookPoint] = ()) -> Iterator[Engine]:
-    """An engine sized for requests of up to `longest` tokens."""
-    with Engine(loaded, sizes(loaded, longest, capture)) as engine:
+def running(
+    loaded: LoadedModel,
+    longest: int,
+    capture: Sequence[HookPoint] = (),
+    vectors: Mapping[str, SteeringVectors] | None = None,
+) -> Iterator[Engine]:
+    """An engine sized for requests of up to `longest` tokens, with vectors registered by key."""
+    held = vectors or {}
+    with Engine(loaded, sizes(loaded, longest, capture, list(held.values()))) as engine:
+        for key, one in held.items():
+            engine.register(key, one)
         yield engine
 
 

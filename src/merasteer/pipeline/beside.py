@@ -18,9 +18,10 @@ from merasteer.pipeline.collect import answers_of, by_layer, layer_rows
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.text_classifier import text_classifier_answers
 from merasteer.pipeline.workspace import Output
-from merasteer.probes import LabelProbe, fit_label_probe
+from merasteer.probes import LabelProbe, fit_label_probe, fit_label_probe_at
+from merasteer.types import HookPoint
 
-__all__ = ["NAMES", "Beside", "beside", "label_probe_of"]
+__all__ = ["NAMES", "Beside", "beside", "label_probe_at", "label_probe_of"]
 
 NAMES = ("logit_bias", "label_probe", "text_classifier")
 Ints = npt.NDArray[np.int64]
@@ -51,6 +52,13 @@ def label_probe_of(job: Job, collected: Output) -> LabelProbe:
     labels = np.array([example.label for example in job.splits.train])
     rows = {point: by_layer(collected, point) for point in job.options.hook_points}
     return fit_label_probe(rows, labels, job.fitting, len(job.served.labels), job.options.seed)
+
+
+def label_probe_at(job: Job, collected: Output, point: HookPoint, layer: int) -> LabelProbe:
+    """Fit to the same rows at one place."""
+    labels = np.array([example.label for example in job.splits.train])[job.fitting]
+    rows = layer_rows(collected, point, layer)[torch.from_numpy(job.fitting)]
+    return fit_label_probe_at(point, layer, rows, labels, len(job.served.labels))
 
 
 def _measure(job: Job, collected: Output) -> Output:

@@ -80,11 +80,12 @@ class Choice:
 
 
 def steps_of(fitted: Output, positions: Positions) -> list[Correction]:
-    """Every hook point × direction × α, in the order in which equal gains are preferred."""
+    """Every hook point × direction × strength × α, in the order in which equal gains are preferred; the label that a probe says last."""
     return [
-        Correction("mera", key, alpha, positions=positions)
+        Correction("label_probe" if facts["direction"] == "label_probe" else "mera", key, alpha, strength, positions)
         for key, facts in fitted.facts["readouts"].items()
         for alpha in reversed(facts["alphas"])  # of equal gains the one that moves least
+        for strength in facts["strengths"]
     ]
 
 
@@ -105,12 +106,16 @@ def choose(
     """
     wanted = options.candidates
     alone = [Correction("logit_bias", bias=bias)] if "logit_bias" in wanted else []
-    by_gain = dict(zip(steps, gains_of(steps), strict=True)) if {"mera", "mera+bias"} & set(wanted) else {}
-    best = sorted(by_gain, key=lambda step: by_gain[step], reverse=True)
+    said = [one for one in steps if one.method == "label_probe"]
+    steps = [one for one in steps if one.method == "mera"]
+    ranked_too = said if "label_probe" in wanted else []
+    first = [*(steps if {"mera", "mera+bias"} & set(wanted) else ()), *ranked_too]
+    by_gain = dict(zip(first, gains_of(first), strict=True)) if first else {}
+    best = sorted((one for one in by_gain if one.method == "mera"), key=lambda step: by_gain[step], reverse=True)
     on_top = [replace(step, method="mera+bias", bias=bias) for step in best[:COMBINED]] if "mera+bias" in wanted else []
     if biased := [*alone, *on_top]:
         by_gain |= dict(zip(biased, gains_of(biased), strict=True))
-    candidates = (*alone, *(steps if "mera" in wanted else ()), *on_top)
+    candidates = (*alone, *(steps if "mera" in wanted else ()), *on_top, *ranked_too)
     gains = {key_of(one): by_gain[one] for one in candidates}
     known = {key_of(one): one for one in candidates}
     ranked = rank(gains)
@@ -124,8 +129,8 @@ def choose(
     )
     subject = known[certificate.chosen or ranked[0]] if ranked else None
     readout = subject.readout if subject else None
-    if readout is None and steps:
-        readout = (best[0] if best else steps[0]).readout
+    if readout is None and (steps or said):
+        readout = next(iter([*best, *steps, *said])).readout
     return Choice(candidates, gains, certificate, readout)
 
 
@@ -139,11 +144,9 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
     tested: dict[str, Found] = {}
     entered: list[Entry] = []
     with (
-        running(job.loaded, max(train.longest, held_out.longest)) as engine,
+        running(job.loaded, max(train.longest, held_out.longest), vectors=vectors) as engine,
         journal_of(job.workspace.folder, "calibrate") as journal,
     ):
-        for key, one in vectors.items():
-            engine.register(key, one)
         ordering = Known.of(job.served, job.loaded.dtype, collected, vectors, "train", job.ordering)
         ranking = Ranking(Asker(engine, train, ordering, journal), ordering, _wanted(job), bars)
         calibration = Known.of(job.served, job.loaded.dtype, collected, vectors, "calibration")
@@ -260,6 +263,7 @@ def _rows(fitted: Output, choice: Choice, ranking: Ranking) -> Iterator[dict[str
             "lower_bound": float(bound),
             # "mera" goes without saying, as in artifacts from before there was another.
             **({} if candidate.method == "mera" else {"method": candidate.method}),
+            **({"strength": candidate.strength} if candidate.strength else {}),
             # It changed no answer among the items of highest predicted error, and was not asked about the rest.
             **({"dropped": True} if key_of(candidate) in ranking.dropped else {}),
         }

@@ -95,8 +95,9 @@ def _steered(job: Job, collected: Output, fitted: Output, chosen: Correction, ba
     )
     if known.shut(chosen).all():
         return known.answers(chosen)
-    with running(job.loaded, prompts.longest) as engine, journal_of(job.workspace.folder, "evaluate") as journal:
-        for key, one in vectors.items():
-            engine.register(key, one)
+    with (
+        running(job.loaded, prompts.longest, vectors=vectors) as engine,
+        journal_of(job.workspace.folder, "evaluate") as journal,
+    ):
         [found] = Asker(engine, prompts, known, journal).ask("evaluate", [chosen], bars)
     return found.answers

@@ -1,13 +1,15 @@
 """Stage 2: readouts, steps and thresholds for every hook point and direction, from the training split alone.
 
-facts: readouts: key ("residual/covariance") -> hook_point, direction, report_layer, scores, alphas
+facts: readouts: key ("residual/covariance", "residual/gradient@12") -> hook_point, direction, report_layer, scores, alphas, strengths
        probes: held-out scores of every hook point, readout (error, logistic or contrastive) and layer, idle ones too
-tensors: <key>.weight, .bias, .step; contrast.<hook point> (L, d); label_bias (C,)
+tensors: <key>.weight, .bias, .step, and .class_weight, .class_bias, .class_step where it has them; contrast.<hook point> (L, d);
+         label_bias (C,)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,12 @@ import numpy.typing as npt
 import torch
 
 from merasteer.method.scores import fit_logit_bias
+from merasteer.pipeline.acting import ACTING, Readout, acting_readouts, label_probe_readout
 from merasteer.pipeline.batch import Answers
+from merasteer.pipeline.beside import beside, label_probe_at
 from merasteer.pipeline.collect import answers_of, layer_rows
+from merasteer.pipeline.gates import decided_at_the_end
+from merasteer.pipeline.gradients import gradients
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.layers import Kind, LayerFit, Reading, beside_one_another, fit_one
 from merasteer.pipeline.options import Grid, Layers
@@ -24,7 +30,7 @@ from merasteer.pipeline.progress import Bar, Bars
 from merasteer.pipeline.workspace import Output
 from merasteer.probes import Probes, Selection, error_target, errors, probe_rows, steering_vectors
 from merasteer.probes.sae import load_sae, sae_scores
-from merasteer.types import Direction, HookPoint, SteeringVectors
+from merasteer.types import BY_CLASS, LAWS, ClassReadouts, Direction, HookPoint, SteeringVectors
 
 __all__ = ["fit", "label_bias_of", "thresholds", "vectors_of"]
 
@@ -49,7 +55,8 @@ def fit(job: Job, collected: Output, bars: Bars, workers: int | None = None) -> 
     # One class alone has an error that varies with the model's confidence, but nothing to tell a mistake from: no probe.
     if float(y.std()) < FLAT or len(set(labels[job.fitting].tolist())) < 2:
         return Output(facts, tensors)
-    kinds = Kind.of(job.options.family, job.options.directions, y, wrong, job.options.top_k)
+    kinds = Kind.of(job.options.family, (*job.options.directions, *_probed(job)), y, wrong, job.options.top_k)
+    gates: dict[HookPoint, tuple[list[Reading], Selection]] = {}
     with bars.bar("fit", len(job.options.hook_points) * job.loaded.layers) as bar:
         for point in job.options.hook_points:
             layers = _layers(job, collected, point, kinds, (y, wrong), bar, workers)
@@ -59,18 +66,61 @@ def fit(job: Job, collected: Output, bars: Bars, workers: int | None = None) -> 
                 selection = Selection(tuple(reading.score for reading in readings))
                 facts["probes"] += probe_rows(selection, point, kind.name)
                 for direction, vectors in _directions(job, point, kind, readings, selection).items():
-                    key = f"{point}/{direction}"
-                    tensors |= {f"{key}.{name}": getattr(vectors, name) for name in ("weight", "bias", "step")}
                     held_out = np.stack([readings[layer].z for layer in vectors.active_layers], axis=1)
-                    facts["readouts"][key] = {
-                        "hook_point": point,
-                        "direction": direction,
-                        "report_layer": vectors.report_layer,
-                        "scores": selection.as_dicts(),
-                        "alphas": thresholds(held_out.ravel(), job.options.grid),
-                    }
+                    alphas = thresholds(held_out.ravel(), job.options.grid)
+                    readout = Readout(f"{point}/{direction}", vectors, direction, alphas)
+                    _keep(readout, selection, facts, tensors)
+                if kind.name != "contrastive":
+                    gates[point] = (readings, selection)
         facts["probes"] += _autoencoders(job, collected, y, wrong)
+    for readout in _that_act(job, collected, gates, bars):
+        _keep(readout, gates[readout.vectors.hook_point][1], facts, tensors)
     return Output(facts, tensors)
+
+
+def _keep(readout: Readout, selection: Selection, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Adds a readout to what the stage leaves. Mutates facts and tensors."""
+    key, vectors = readout.key, readout.vectors
+    tensors |= {f"{key}.{name}": getattr(vectors, name) for name in ("weight", "bias", "step")}
+    if vectors.classes is not None:
+        tensors |= {f"{key}.class_{name}": getattr(vectors.classes, name) for name in ("weight", "bias", "step")}
+    facts["readouts"][key] = {
+        "hook_point": vectors.hook_point,
+        "direction": readout.direction,
+        "report_layer": vectors.report_layer,
+        "scores": selection.as_dicts(),
+        "alphas": readout.alphas,
+        "strengths": list(readout.strengths),
+    }
+
+
+def _probed(job: Job) -> tuple[Direction, ...]:
+    """The label probe, where it may be chosen: an answer is chosen among labels."""
+    return ("label_probe",) if "label_probe" in job.options.candidates and job.served.choose == "labels" else ()
+
+
+def _that_act(
+    job: Job, collected: Output, gates: Mapping[HookPoint, tuple[Sequence[Reading], Selection]], bars: Bars
+) -> Iterator[Readout]:
+    """The readouts behind the gates of the error probes, where the answer is chosen at the end of the prompt and nowhere behind it."""
+    acting = {point: _acting(selection, job.options.layers) for point, (_, selection) in gates.items()}
+    if not any(acting.values()) or not decided_at_the_end(job.served):
+        return
+    names = [name for name in job.options.directions if name in ACTING]
+    at = partial(label_probe_at, job, collected)
+    if names:
+        point = next(point for point in gates if acting[point])  # one hook point: the first that reads the error
+        found = gradients(job, collected, point, bars)
+        yield from acting_readouts(point, names, gates[point][0], acting[point], found, at)
+    if _probed(job):
+        best = beside(job, collected).label_probe
+        point, layer = min(
+            ((point, layer) for point, layers in acting.items() for layer in layers),
+            key=lambda place: (place[0] != best.hook_point, abs(place[1] - best.layer), place[1]),
+        )
+        yield label_probe_readout(
+            gates[point][0], best if layer == best.layer and point == best.hook_point else at(point, layer)
+        )
 
 
 def _layers(
@@ -129,16 +179,18 @@ def _autoencoders(job: Job, collected: Output, y: Floats, wrong: Floats) -> list
 
 def vectors_of(fitted: Output) -> dict[str, SteeringVectors]:
     """Key -> steering vectors, as the engine takes them."""
-    return {
-        key: SteeringVectors(
-            facts["hook_point"],
-            fitted.tensors[f"{key}.weight"],
-            fitted.tensors[f"{key}.bias"],
-            fitted.tensors[f"{key}.step"],
-            facts["report_layer"],
-        )
-        for key, facts in fitted.facts["readouts"].items()
-    }
+
+    def held(key: str, prefix: str = "") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        weight, bias, step = (fitted.tensors[f"{key}.{prefix}{name}"] for name in ("weight", "bias", "step"))
+        return weight, bias, step
+
+    def vectors(key: str, facts: dict[str, Any]) -> SteeringVectors:
+        weight, bias, step = held(key)
+        direction: Direction = facts["direction"]
+        classes = ClassReadouts(*held(key, "class_")) if direction in BY_CLASS else None
+        return SteeringVectors(facts["hook_point"], weight, bias, step, facts["report_layer"], LAWS[direction], classes)
+
+    return {key: vectors(key, facts) for key, facts in fitted.facts["readouts"].items()}
 
 
 def label_bias_of(job: Job, unsteered: Answers, labels: npt.NDArray[np.int64]) -> torch.Tensor:

@@ -22,7 +22,7 @@ from merasteer.probes import Covariance, LayerScore, fit_contrast, fit_layer, sc
 from merasteer.probes.directions import contrast
 from merasteer.probes.fitting import Family, Fitter, one_thread
 from merasteer.probes.selection import Score
-from merasteer.types import CONTRASTIVE, Direction
+from merasteer.types import CONTRASTIVE, LAWS, Direction
 
 __all__ = ["Kind", "LayerFit", "Reading", "beside_one_another", "cores", "fit_one"]
 
@@ -45,10 +45,10 @@ class Kind:
     @classmethod
     def of(cls, family: Family, names: Sequence[Direction], y: Floats, wrong: Floats, top_k: int) -> list[Kind]:
         """The kinds that these directions ask for. y: logit errors (n,); wrong: 0 or 1 (n,)."""
-        plain = tuple(name for name in names if name not in CONTRASTIVE)
         contrastive = tuple(name for name in names if name in CONTRASTIVE)
+        plain = tuple(name for name in names if LAWS[name] == "closed_form" and name not in CONTRASTIVE)
         kinds = []
-        if plain:
+        if set(names) - set(contrastive):  # also the gate of every other step
             logistic = family == "logistic"
             goal, name, score = (wrong, "logistic", "auroc") if logistic else (y, "error", "rmse")
             kinds.append(cls(name, goal, lambda x, t: fit_layer(x, t, family), score, plain))  # type: ignore[arg-type]

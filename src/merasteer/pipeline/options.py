@@ -31,7 +31,8 @@ class Options:
     rank candidates on (at most half of the training split). grid: where the thresholds α come from (`pipeline.fit`).
     top_k: items at either end of the contrastive direction. seed: of every random draw (splits have their own).
     allow_collapse: a candidate under which answers collapse (`method.harm`) may be certified; the word stays with it.
-    candidates: what may be chosen: steps, the logit bias alone, or the bias on top of the best steps (`pipeline.calibrate`).
+    candidates: what may be chosen: steps, the logit bias alone, the bias on top of the best steps, or what a label probe reads
+    (`pipeline.calibrate`).
     layers: of the layers that read the error, which act: all, the one of best, median or worst held-out score, or those listed.
     sae: (layer, folder) of sparse autoencoders whose encodings are probed too, for the report alone (`probes.sae`).
     """
@@ -41,7 +42,7 @@ class Options:
     epsilon: float = 0.0
     chances: int = 1
     hook_points: tuple[HookPoint, ...] = ("residual", "mlp_input")
-    directions: tuple[Direction, ...] = ("euclidean", "covariance", "contrastive")
+    directions: tuple[Direction, ...] = ("euclidean", "covariance", "contrastive", "gradient", "gradient_by_label")
     positions: Positions = "generation"
     family: Family = "ridge"
     ordering: int = 250
@@ -66,7 +67,7 @@ class Options:
         if not 0 <= self.seed < 2**63:
             raise InvalidInput(f"seed: {self.seed} is outside 0..2^63 - 1; give a smaller one")
         self._each("hook_points", HOOK_POINTS)
-        self._each("directions", DIRECTIONS)
+        self._each("directions", [name for name in DIRECTIONS if name != "label_probe"])  # a candidate, not a direction
         self._each("candidates", OWN_METHODS)
         for name, allowed in (
             ("family", FAMILIES),

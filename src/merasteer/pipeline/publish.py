@@ -11,7 +11,7 @@ import torch
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.workspace import Output
 from merasteer.store import publish as publish_artifact
-from merasteer.types import CONTRASTIVE
+from merasteer.types import BY_CLASS, CONTRASTIVE
 
 __all__ = ["publish"]
 
@@ -27,8 +27,10 @@ def publish(job: Job, fitted: Output, calibrated: Output) -> str:
     else:
         tensors = {name: fitted.tensors[f"{key}.{name}"] for name in ("weight", "bias", "step")}
         tensors["contrastive"] = fitted.tensors[f"contrast.{readout['hook_point']}"]
+        if readout["direction"] in BY_CLASS:
+            tensors |= {f"class_{name}": fitted.tensors[f"{key}.class_{name}"] for name in ("weight", "bias", "step")}
     tensors["label_bias"] = fitted.tensors["label_bias"]
-    manifest = _manifest(job, readout, document, tensors["weight"])
+    manifest = _manifest(job, key, readout, document, tensors["weight"])
     folder = publish_artifact(job.store, manifest=manifest, calibration=document, tensors=tensors)
     return str(json.loads((folder / "manifest.json").read_bytes())["digest"])
 
@@ -37,19 +39,30 @@ def _no_readout(job: Job) -> dict[str, Any]:
     """What stands for the readout where no layer reads the error."""
     return {
         "hook_point": job.options.hook_points[0],
-        "direction": job.options.directions[0],
+        "direction": "euclidean",
         "report_layer": job.loaded.layers - 1,
         "scores": [],
     }
 
 
-def _manifest(job: Job, readout: dict[str, Any], document: dict[str, Any], weight: Any) -> dict[str, Any]:
+def _strength(document: dict[str, Any], chosen: dict[str, Any] | None, key: str | None) -> float | None:
+    """κ of the readout's steps: the chosen candidate's, else the best one's, since a request may ask for a step by an α of its own."""
+    ranked = sorted(document["candidates"], key=lambda row: row["gain"], reverse=True)
+    steps = [row for row in (chosen, *ranked) if row and "strength" in row and row["key"].startswith(f"{key}/")]
+    return float(steps[0]["strength"]) if steps else None
+
+
+def _manifest(
+    job: Job, key: str | None, readout: dict[str, Any], document: dict[str, Any], weight: Any
+) -> dict[str, Any]:
     """All sections that the store does not fill in itself."""
     certified = document["decision"] == "certified"
     chosen = next((row for row in document["candidates"] if row["key"] == document["chosen"]), None)
     active = (weight.abs().sum(-1) > 0).tolist()
     positions = job.options.positions
-    method = {} if chosen is None or "method" not in chosen else {"method": chosen["method"]}
+    own = {"method": chosen["method"]} if chosen is not None and "method" in chosen else {}
+    if (strength := _strength(document, chosen, key)) is not None:
+        own["strength"] = strength
     return {
         "certified": certified,
         "model": job.identity.manifest(),
@@ -61,7 +74,7 @@ def _manifest(job: Job, readout: dict[str, Any], document: dict[str, Any], weigh
             "active_layers": [layer for layer, on in enumerate(active) if on],
             "positions": list(positions) if isinstance(positions, tuple) else positions,
             "report_layer": readout["report_layer"],
-            **method,
+            **own,
         },
         "probe": {
             "family": "contrastive" if readout["direction"] in CONTRASTIVE else job.options.family,

@@ -26,7 +26,8 @@ def key_of(candidate: Correction) -> str:
     """The name of a candidate in calibration.json."""
     if not candidate.moves:
         return "logit_bias"
-    return f"{candidate.readout}/{candidate.alpha:g}{'+bias' * (candidate.bias is not None)}"
+    strength = f"/{candidate.strength:g}" * (candidate.strength != 0.0)
+    return f"{candidate.readout}{strength}/{candidate.alpha:g}{'+bias' * (candidate.bias is not None)}"
 
 
 class Ranking:

@@ -115,20 +115,21 @@ def recertify(renewal: Renewal, bars: Bars | None = None) -> dict[str, Any]:
     prompts = job.prompts(job.splits.calibration)
     labels = [example.label for example in job.splits.calibration]
     asked = [prompts.requests(), prompts.requests(old.correction)]
-    with running(job.loaded, prompts.longest) as engine:
-        engine.register(old.digest, old.vectors)
-        with (bars or Bars()).bar("recertify", 3 * len(labels)) as bar:
-            entry = attempt_of(job, _test_of(renewal), "recertify", delta=old.calibration["delta"])
-            before, after = (answers(engine, requests, bar, prompts.where) for requests in asked)
-            how = {name: old.calibration[name] for name in ("epsilon", "chances", "test")}
-            outcomes = before.correct(labels), after.correct(labels)
-            certificate = certify([old.calibration["chosen"]], lambda _: outcomes, delta=entry.level, **how)
-            effects = effects_of(job, before, after, certificate)
-            certified = certificate.certified and (effects["collapse"] is None or bool(old.calibration.get("allowed")))
-            read = predicted_error(engine, prompts.requests(renewal.served(certified=certified)), bar)
-            canaries = None
-            if certified:
-                canaries = measured(engine, job.prompter, old.correction, job.loaded.dtype, bar)
+    with (
+        running(job.loaded, prompts.longest, vectors={old.digest: old.vectors}) as engine,
+        (bars or Bars()).bar("recertify", 3 * len(labels)) as bar,
+    ):
+        entry = attempt_of(job, _test_of(renewal), "recertify", delta=old.calibration["delta"])
+        before, after = (answers(engine, requests, bar, prompts.where) for requests in asked)
+        how = {name: old.calibration[name] for name in ("epsilon", "chances", "test")}
+        outcomes = before.correct(labels), after.correct(labels)
+        certificate = certify([old.calibration["chosen"]], lambda _: outcomes, delta=entry.level, **how)
+        effects = effects_of(job, before, after, certificate)
+        certified = certificate.certified and (effects["collapse"] is None or bool(old.calibration.get("allowed")))
+        read = predicted_error(engine, prompts.requests(renewal.served(certified=certified)), bar)
+        canaries = None
+        if certified:
+            canaries = measured(engine, job.prompter, old.correction, job.loaded.dtype, bar)
     document = (
         _document(old, certificate, entry, effects, certified=certified)
         | ({"predicted_error": read} if read else {})
@@ -189,5 +190,5 @@ def _manifest(renewal: Renewal, *, certified: bool) -> dict[str, Any]:
 
 
 def _tensors(artifact: Artifact) -> dict[str, torch.Tensor]:
-    names = ("weight", "bias", "step", "contrastive", "label_bias")
+    names = ("weight", "bias", "step", "contrastive", "label_bias", "class_weight", "class_bias", "class_step")
     return {name: tensor for name in names if (tensor := getattr(artifact, name)) is not None}

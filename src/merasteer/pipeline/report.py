@@ -37,7 +37,7 @@ CERTIFICATE = (
 )
 COUNTS = ("n", "gained", "lost")
 EFFECTS = ("collapse", "below_majority", "broken")
-CANDIDATE = ("key", "hook_point", "direction", "alpha", "gain", "gained", "lost")
+CANDIDATE = ("key", "hook_point", "direction", "alpha", "gain", "gained", "lost")  # strength beside it, of some
 NEEDED = ("task", "model", "decision", "reason", "n", "accuracy", "recall", "certificate")  # of what is read back
 
 
@@ -60,6 +60,7 @@ def measured(job: Job, document: Mapping[str, Any], unsteered: Answers, steered:
         "alpha": chosen["alpha"],
         "hook_point": chosen["hook_point"],
         "direction": chosen["direction"],
+        "strength": chosen.get("strength"),
         "n": {name: len(getattr(job.splits, name)) for name in ("train", "calibration", "test")},
         "accuracy": accuracies(labels, unsteered, steered, others),
         "balanced_accuracy": [balanced_accuracy(labels, answers.label, classes) for answers in pair],
@@ -82,6 +83,7 @@ def measured(job: Job, document: Mapping[str, Any], unsteered: Answers, steered:
         "certificate": certificate_in(document),
         "candidates": [
             {"method": row.get("method", "mera"), **{name: row[name] for name in CANDIDATE}}
+            | ({"strength": row["strength"]} if "strength" in row else {})
             for row in document["candidates"]
         ],
     }

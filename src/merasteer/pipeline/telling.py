@@ -10,7 +10,11 @@ from merasteer.tasks.checking import shown_text
 
 __all__ = ["Score", "correction", "labels_of", "majority_label", "notes", "number", "scores", "trial", "verdict"]
 
-CORRECTIONS = {"logit_bias": "a constant per label (logit bias)", "mera+bias": " with a constant per label"}
+CORRECTIONS = {
+    "logit_bias": "a constant per label (logit bias)",
+    "mera+bias": " with a constant per label",
+    "label_probe": "the label that a probe reads",
+}
 TESTS = {"mcnemar": "exact McNemar test", "betting": "betting test", "hoeffding": "Hoeffding bound"}
 NAMES = {"logit_bias": "logit bias", "label_probe": "label probe", "text_classifier": "text classifier"}
 MUCH = 0.05  # of accuracy or recall: what is worth a note
@@ -70,8 +74,11 @@ def correction(report: Report, row: Mapping[str, Any] | None = None) -> str:
     method = row.get("method") or "mera"
     if method == "logit_bias":
         return CORRECTIONS[method]
-    step = f"a {row['direction']} step at {row['hook_point']}, α = {row['alpha']:.3g}"
-    return step + CORRECTIONS.get(method, "")
+    gate = f"at {row['hook_point']}, α = {row['alpha']:.3g}"
+    if method == "label_probe":
+        return f"{CORRECTIONS[method]} {gate}"
+    length = f" of {row['strength']:g} times the activations' size" if row.get("strength") else ""
+    return f"a {row['direction']} step{length} {gate}{CORRECTIONS.get(method, '')}"
 
 
 def scores(report: Report) -> list[Score]:

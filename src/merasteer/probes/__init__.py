@@ -10,7 +10,7 @@ from merasteer.probes.directions import (
     steering_vectors,
 )
 from merasteer.probes.fitting import FAMILIES, Family, Probes, fit_layer, fit_probes
-from merasteer.probes.label_probe import LabelProbe, fit_label_probe
+from merasteer.probes.label_probe import LabelProbe, fit_label_probe, fit_label_probe_at
 from merasteer.probes.sae import encodings, load_sae, sae_scores
 from merasteer.probes.selection import LayerScore, Selection, probe_rows, score_layer, select
 from merasteer.probes.targets import CLIP, class_probabilities, class_scores, error_target, errors
@@ -35,6 +35,7 @@ __all__ = [
     "errors",
     "fit_contrast",
     "fit_label_probe",
+    "fit_label_probe_at",
     "fit_layer",
     "fit_probes",
     "load_sae",

@@ -21,7 +21,7 @@ import torch
 from merasteer.errors import InvalidInput
 from merasteer.method.steering import unit_step
 from merasteer.probes.fitting import Probes, layer_of, one_thread
-from merasteer.types import DIRECTIONS, Direction, HookPoint, SteeringVectors
+from merasteer.types import CLOSED_FORM, Direction, HookPoint, SteeringVectors
 
 __all__ = [
     "Covariance",
@@ -140,9 +140,9 @@ def directions(
 
     activations (N, L, d) of the training items give Σ. The contrastive directions take the probes of `contrastive_probes`.
     """
-    unknown = [name for name in names if name not in DIRECTIONS]
+    unknown = [name for name in names if name not in CLOSED_FORM]
     if unknown:
-        raise InvalidInput(f"direction: {unknown[0]!r} is not one of {', '.join(DIRECTIONS)}")
+        raise InvalidInput(f"direction: {unknown[0]!r} is not one of {', '.join(CLOSED_FORM)}")
     found: dict[Direction, SteeringVectors] = {}
     for name in names:
         u = probes.weight.double()
@@ -160,7 +160,8 @@ def directions(
 def additive_vectors(vectors: SteeringVectors) -> SteeringVectors:
     """The readouts with steps of unit length along them: moving by −λ·step is h − λ·w/‖w‖. Idle layers stay put."""
     norm = vectors.weight.norm(dim=-1, keepdim=True)
-    return replace(vectors, step=torch.where(norm > 0, vectors.weight / torch.where(norm > 0, norm, 1.0), 0.0))
+    step = torch.where(norm > 0, vectors.weight / torch.where(norm > 0, norm, 1.0), 0.0)
+    return replace(vectors, step=step, law="closed_form", classes=None)
 
 
 def contrastive_vectors(vectors: SteeringVectors, contrast: torch.Tensor) -> SteeringVectors:
@@ -169,4 +170,4 @@ def contrastive_vectors(vectors: SteeringVectors, contrast: torch.Tensor) -> Ste
     contrast (L, d), in raw units, pointing at error as `contrast` makes it.
     """
     active = vectors.weight.abs().sum(-1, keepdim=True) > 0
-    return replace(vectors, step=torch.where(active, contrast, 0.0))
+    return replace(vectors, step=torch.where(active, contrast, 0.0), law="closed_form", classes=None)

@@ -21,7 +21,7 @@ from merasteer.errors import InvalidInput
 from merasteer.probes.fitting import one_thread
 from merasteer.types import HookPoint
 
-__all__ = ["LabelProbe", "fit_label_probe"]
+__all__ = ["LabelProbe", "fit_label_probe", "fit_label_probe_at"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -86,17 +86,29 @@ def fit_label_probe(
     def rows_of(point: HookPoint, layer: int, wanted: Ints) -> Floats:
         return np.asarray(activations[point][torch.from_numpy(wanted), layer].double().numpy())
 
+    if len(np.unique(labels[items])) < 2:
+        point, layer = places[0]
+        return fit_label_probe_at(
+            point, layer, activations[point][torch.from_numpy(items), layer], labels[items], classes
+        )
     with one_thread():
-        if len(np.unique(labels[items])) < 2:
-            point, layer = places[0]
-            nothing = torch.zeros(classes, activations[point].shape[-1])
-            return LabelProbe(point, layer, nothing, _bias(labels[items[:1]], np.zeros(1), classes))
         losses = [_loss(_standard(rows_of(*place, some))[0], labels[some], folds, MIDDLE) for place in places]
         point, layer = places[int(np.argmin(losses))]
         x = _standard(rows_of(point, layer, some))[0]
         penalty = min(PENALTIES, key=lambda penalty: _loss(x, labels[some], folds, penalty))
-        x, mean, scale = _standard(rows_of(point, layer, items))
-        known, weight, bias = _logistic(x, labels[items], penalty)
+    rows = activations[point][torch.from_numpy(items), layer]
+    return fit_label_probe_at(point, layer, rows, labels[items], classes, penalty)
+
+
+def fit_label_probe_at(
+    point: HookPoint, layer: int, rows: torch.Tensor, labels: Ints, classes: int, penalty: float = MIDDLE
+) -> LabelProbe:
+    """The probe of one place. rows (n, d), labels (n,). One class alone teaches nothing: the probe then always says it."""
+    if len(np.unique(labels)) < 2:
+        return LabelProbe(point, layer, torch.zeros(classes, rows.shape[1]), _bias(labels[:1], np.zeros(1), classes))
+    with one_thread():
+        x, mean, scale = _standard(np.asarray(rows.double().numpy()))
+        known, weight, bias = _logistic(x, labels, penalty)
     raw = np.zeros((classes, len(mean)))
     raw[known] = weight / scale
     return LabelProbe(point, layer, torch.from_numpy(raw).float(), _bias(known, bias - raw[known] @ mean, classes))

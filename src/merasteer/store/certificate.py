@@ -4,7 +4,7 @@ test, epsilon, delta, chances      what was tested, and at which level (δ / cha
 decision, reason                   "certified" and null, or "abstained" and why: "uncertified", "no_probe" or "collapse"
 chosen                             key of the candidate that the decision is about, or null
 candidates                         key, hook_point, direction, alpha (null: a logit bias), gain on the ordering subset;
-                                   method where it is not "mera"
+                                   method where it is not "mera"; strength of a step of given length
 canaries                           optional: what the certified engine gave for some prompts (`merasteer.engine.canaries`)
 level, attempt, entry              at which level the test was made, as the how-manieth on these rows, by which line of the ledger
 tested                             key, n, gained, lost, p_value, gain, lower_bound on the calibration split; collapse, below_majority,
@@ -82,6 +82,8 @@ def _candidate(row: Fields) -> str:
         row.probability("alpha")
     if "method" in row.value:
         row.choice("method", OWN_METHODS)
+    if "strength" in row.value:
+        row.number("strength", 0.0)
     row.number("gain", -1.0, 1.0)
     return row.text("key")
 
@@ -105,11 +107,11 @@ def agree(manifest: Manifest, calibration: Mapping[str, Any]) -> None:
     if calibration["test"] not in VALID_TESTS:
         raise BadArtifact(f"test: {shown(calibration['test'])} cannot certify; use one of {', '.join(VALID_TESTS)}")
     chosen = _row(calibration, "candidates", calibration["chosen"])
-    served = {"method": "mera", **manifest["steering"]}
+    served = {"method": "mera", "strength": None, **manifest["steering"]}
     # A bias alone has no hook point and no direction: the readouts beside it only watch.
-    shared = ("alpha",) if served["method"] == "logit_bias" else ("hook_point", "direction", "alpha")
+    shared = ("alpha",) if served["method"] == "logit_bias" else ("hook_point", "direction", "alpha", "strength")
     for name in ("method", *shared):
-        tested = chosen.get(name, "mera")  # all but the method are there
+        tested = chosen.get(name, "mera" if name == "method" else None)
         if served[name] != tested:
             raise BadArtifact(
                 f"steering.{name}: {shown(served[name])} is not the certified {shown(tested)}; publish again"

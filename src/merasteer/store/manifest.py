@@ -26,7 +26,7 @@ from merasteer.store.schema import (
     keys,
     optional_keys,
 )
-from merasteer.types import ANSWER_POSITIONS, CHOOSE, DIRECTIONS, HOOK_POINTS, MAX_LABEL_TOKENS, POSITIONS
+from merasteer.types import ANSWER_POSITIONS, CHOOSE, DIRECTIONS, HOOK_POINTS, LAWS, MAX_LABEL_TOKENS, POSITIONS
 
 __all__ = ["SHORT", "TASK_NAME", "digest_of", "validate"]
 
@@ -127,7 +127,7 @@ def _spellings(task: Fields, label: str, spellings: object, vocab: int) -> list[
 
 def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:
     steering.choice("hook_point", HOOK_POINTS)
-    steering.choice("direction", DIRECTIONS)
+    law = LAWS[steering.choice("direction", DIRECTIONS)]  # type: ignore[index]
     if isinstance(steering.value["positions"], list):
         listed = steering.integers("positions", 0, 2**31 - 1)
         if not listed or len(set(listed)) < len(listed):
@@ -139,6 +139,13 @@ def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:
     if active != sorted(set(active)):
         steering.refuse("active_layers", f"{shown(active)} is not ascending without repeats")
     method = steering.choice("method", OWN_METHODS) if "method" in steering.value else "mera"
+    if method == "label_probe" and law != "label_probe":
+        steering.refuse("direction", f"{shown(steering.value['direction'])}, yet the method is a label probe")
+    if "strength" in steering.value:
+        if law not in ("gated", "proportional") or steering.number("strength") <= 0.0:
+            steering.refuse("strength", f"{shown(steering.value['strength'])} is no length of such a step")
+    elif law in ("gated", "proportional") and steering.value["alpha"] is not None:
+        steering.refuse("strength", "is missing, yet the step has no length of its own")
     if steering.value["alpha"] is None:
         if certified and method != "logit_bias":
             steering.refuse("alpha", "null, yet the artifact says that it is certified")

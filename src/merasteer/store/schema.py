@@ -8,6 +8,7 @@ task          the resolved task; serving needs no task file. variants: per label
               answer is free); examples: the rows shown in front of every prompt; end: the token that tells a spelling from a longer one
 steering      hook point, direction, α (null: none was certified), layers with a readout, positions, report layer;
               method: what was certified (absent: "mera"). "logit_bias" has no α, and no readout where no layer reads the error
+              strength: κ of a step of given length (`merasteer.types.LAWS`), where an α is there
 probe         family and held-out scores per layer (none for planted readouts); auroc for probes of right and wrong
 runtime       where it was calibrated: dtype, device, attention, ranks of a tensor-parallel group. With `model` the conditions of the
               certificate (`merasteer.conditions`)
@@ -40,7 +41,9 @@ __all__ = [
 
 SCHEMA = 2
 FILES = ("calibration.json", "probe.safetensors")
-OwnMethod = Literal["mera", "logit_bias", "mera+bias"]  # what an artifact may hold: a step, a bias, or both
+OwnMethod = Literal[
+    "mera", "logit_bias", "mera+bias", "label_probe"
+]  # a step, a bias, both, or the label that a probe says
 OWN_METHODS: tuple[OwnMethod, ...] = get_args(OwnMethod)
 
 
@@ -87,6 +90,7 @@ class _Steering(TypedDict):
 
 class SteeringSection(_Steering, total=False):
     method: OwnMethod
+    strength: float
 
 
 class _Score(TypedDict):

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from merasteer.errors import BadArtifact
 from merasteer.store.fields import shown
 from merasteer.store.schema import Manifest
+from merasteer.types import BY_CLASS, LAWS
 
 __all__ = ["check", "decode", "encode"]
 
@@ -43,13 +44,19 @@ def decode(data: bytes) -> dict[str, torch.Tensor]:
 def check(tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
     """Raise BadArtifact unless the tensors are those that the (validated) manifest describes.
 
-    weight, step, contrastive (L, d); bias (L,); label_bias (labels,); all finite. Where a row of weight is zero (idle)
-    step is zero too; elsewhere w·ũ = 1, so a step of t along ũ moves the readout by t. A method with a bias needs label_bias.
+    weight, step, contrastive (L, d); bias (L,); label_bias (labels,); class_weight, class_step (A, labels, d) and class_bias (A, labels) of
+    the A active layers; all finite. Where a row of weight is zero (idle) step is zero too; elsewhere w·ũ = 1 under the closed form, so a
+    step of t along ũ moves the readout by t. A method with a bias needs label_bias, a direction by class the class readouts.
     """
-    layers, width = manifest["model"]["layers"], manifest["model"]["width"]
+    layers, width, steering = manifest["model"]["layers"], manifest["model"]["width"], manifest["steering"]
     matrix, labels = (layers, width), (len(manifest["task"]["labels"]),)
-    shapes = {"weight": matrix, "bias": (layers,), "step": matrix, "contrastive": matrix, "label_bias": labels}
-    required = {*REQUIRED, *(("label_bias",) if "bias" in manifest["steering"].get("method", "mera") else ())}
+    shapes: dict[str, tuple[int, ...]] = {"weight": matrix, "bias": (layers,), "step": matrix, "contrastive": matrix}
+    shapes["label_bias"] = labels
+    required = {*REQUIRED, *(("label_bias",) if "bias" in steering.get("method", "mera") else ())}
+    if steering["direction"] in BY_CLASS and steering["active_layers"]:
+        some = (len(steering["active_layers"]), *labels)
+        shapes |= {"class_weight": (*some, width), "class_bias": some, "class_step": (*some, width)}
+        required |= {"class_weight", "class_bias", "class_step"}
     for name in sorted(required - set(tensors)):
         _refuse(name, "is missing")
     for name in sorted(tensors):
@@ -68,6 +75,11 @@ def check(tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
         )
     if bool((step[~active] != 0).any()):
         _refuse("step", "is not zero at a layer that is idle")
+    law = LAWS[steering["direction"]]
+    if law == "label_probe" and (len(steering["active_layers"]) > 1 or bool(step.any())):
+        _refuse("step", "is not zero, or acts at several layers, yet the direction is a label probe")
+    if law != "closed_form":
+        return
     along = (weight * step).sum(-1)
     if bool(((along - 1.0).abs() > TOLERANCE)[active].any()):
         worst = int(torch.where(active, (along - 1.0).abs(), -1.0).argmax())

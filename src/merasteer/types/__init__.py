@@ -10,11 +10,14 @@ from merasteer.types.artifacts import Artifact
 from merasteer.types.correction import UNCORRECTED, Correction
 from merasteer.types.names import (
     ANSWER_POSITIONS,
+    BY_CLASS,
     CHOOSE,
+    CLOSED_FORM,
     CONTRASTIVE,
     DECISIONS,
     DIRECTIONS,
     HOOK_POINTS,
+    LAWS,
     MAX_LABEL_TOKENS,
     METHODS,
     POSITIONS,
@@ -25,6 +28,7 @@ from merasteer.types.names import (
     Direction,
     FinishReason,
     HookPoint,
+    Law,
     Method,
     NamedPositions,
     Positions,
@@ -32,16 +36,19 @@ from merasteer.types.names import (
     TooLong,
 )
 from merasteer.types.requests import GenerationRequest, LabelChoice, Sampling
-from merasteer.types.steering import Policy, SteeringVectors
+from merasteer.types.steering import ClassReadouts, Policy, SteeringVectors
 from merasteer.types.tasks import DataSource, Example, ServedTask, Splits, SplitSizes, Task
 
 __all__ = [
     "ANSWER_POSITIONS",
+    "BY_CLASS",
     "CHOOSE",
+    "CLOSED_FORM",
     "CONTRASTIVE",
     "DECISIONS",
     "DIRECTIONS",
     "HOOK_POINTS",
+    "LAWS",
     "MAX_LABEL_TOKENS",
     "METHODS",
     "POSITIONS",
@@ -51,6 +58,7 @@ __all__ = [
     "AnswerPosition",
     "Artifact",
     "Choose",
+    "ClassReadouts",
     "Correction",
     "DataSource",
     "Decision",
@@ -62,6 +70,7 @@ __all__ = [
     "GenerationRequest",
     "HookPoint",
     "LabelChoice",
+    "Law",
     "Method",
     "NamedPositions",
     "Policy",

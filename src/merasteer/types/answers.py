@@ -37,14 +37,15 @@ class SteeringCounts:
 
 @dataclass(frozen=True)
 class Answer:
-    """label: class index of the answer token, None when missing. probabilities: class softmax at the answer position.
+    """label: class index of the answer token, None when missing. probabilities: the model's class softmax at the answer position.
 
-    biased: whether the label bias changed the token that was chosen there.
+    changed: whether the label bias, or a label probe, changed the label that was chosen there. by: what chose it.
     """
 
     label: int | None
     probabilities: tuple[float, ...]
-    biased: bool = False
+    changed: bool = False
+    by: Literal["model", "label_probe"] = "model"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 
 from merasteer.conditions import Conditions, conditions_in
 from merasteer.types.correction import Correction
-from merasteer.types.steering import SteeringVectors
+from merasteer.types.names import LAWS
+from merasteer.types.steering import ClassReadouts, SteeringVectors
 from merasteer.types.tasks import ServedTask
 
 __all__ = ["Artifact"]
@@ -21,7 +22,8 @@ __all__ = ["Artifact"]
 class Artifact:
     """Readouts, steps, the chosen candidate and its certificate: immutable and content-addressed (docs/method.md).
 
-    weight (L, d), bias (L,), step (L, d) zero where idle; contrastive (L, d) or None; label_bias (labels,) or None.
+    weight (L, d), bias (L,), step (L, d) zero where idle; contrastive (L, d) or None; label_bias (labels,) or None. class_weight (A, C, d),
+    class_bias (A, C) and class_step (A, C, d) of a law that asks for the class, else None (`ClassReadouts`).
     manifest and calibration are the parsed JSON files; see `merasteer.store.manifest` for their fields.
     """
 
@@ -32,6 +34,9 @@ class Artifact:
     step: torch.Tensor
     contrastive: torch.Tensor | None = None
     label_bias: torch.Tensor | None = None
+    class_weight: torch.Tensor | None = None
+    class_bias: torch.Tensor | None = None
+    class_step: torch.Tensor | None = None
 
     @property
     def digest(self) -> str:
@@ -68,6 +73,7 @@ class Artifact:
             method=method,
             readout=self.digest if steering["active_layers"] else None,
             alpha=self.alpha,
+            strength=0.0 if self.alpha is None else float(steering.get("strength", 0.0)),
             positions=tuple(positions) if isinstance(positions, list) else positions,
             bias=tuple(bias.tolist()) if bias is not None and "bias" in method else None,
         )
@@ -75,4 +81,15 @@ class Artifact:
     @property
     def vectors(self) -> SteeringVectors:
         steering = self.manifest["steering"]
-        return SteeringVectors(steering["hook_point"], self.weight, self.bias, self.step, steering["report_layer"])
+        classes = None
+        if self.class_weight is not None and self.class_bias is not None and self.class_step is not None:
+            classes = ClassReadouts(self.class_weight, self.class_bias, self.class_step)
+        return SteeringVectors(
+            steering["hook_point"],
+            self.weight,
+            self.bias,
+            self.step,
+            steering["report_layer"],
+            LAWS[steering["direction"]],
+            classes,
+        )

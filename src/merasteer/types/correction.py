@@ -17,7 +17,8 @@ class Correction:
     """What a candidate is, what is tested, what an artifact holds and what is served (docs/method.md section 6).
 
     method: none corrects nothing. readout: the name under which the engine holds readouts and steps; None where nothing is read.
-    alpha, strength, positions, layers: see `Policy`. bias: added where the answer is chosen, one value per label.
+    alpha, strength, positions, layers: see `Policy`; what is done where the gate opens is the law of the readout's vectors. bias: added
+    where the answer is chosen, one value per label.
     """
 
     method: Method = "none"

@@ -8,9 +8,28 @@ from functools import cached_property
 import torch
 
 from merasteer.errors import InvalidInput
-from merasteer.types.names import POSITIONS, HookPoint, Positions
+from merasteer.types.names import POSITIONS, HookPoint, Law, Positions
 
-__all__ = ["Policy", "SteeringVectors"]
+__all__ = ["ClassReadouts", "Policy", "SteeringVectors"]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassReadouts:
+    """A label probe at each of the A layers that act, ascending: weight (A, C, d) and bias (A, C); and the step of each class (A, C, d)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    step: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim != 3 or self.step.shape != self.weight.shape or self.bias.shape != self.weight.shape[:2]:
+            raise InvalidInput(
+                f"class readouts: weight {tuple(self.weight.shape)}, bias {tuple(self.bias.shape)} and step "
+                f"{tuple(self.step.shape)} do not agree; give (A, C, d), (A, C) and (A, C, d)"
+            )
+        for name in ("weight", "bias", "step"):
+            if not torch.isfinite(getattr(self, name)).all():
+                raise InvalidInput(f"class readouts: {name} holds a value that is not finite; fit the probe again")
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +37,10 @@ class SteeringVectors:
     """What the engine holds resident: readouts and steps of one hook point.
 
     weight (L, d), bias (L,), step (L, d). A row of `weight` that is zero is an idle layer: it is neither read nor moved.
+    law: what is done where z exceeds logit α (docs/method.md, steps that act): closed_form goes along `step`, a unit step, until z =
+    logit α; gated moves by −strength · step, and proportional by −strength · σ(z) · step; label_probe moves nothing: the label is the
+    class of the largest class readout. classes: of a law that asks for the class; the step is then that of the largest one, and `step` is
+    zero.
     """
 
     hook_point: HookPoint
@@ -25,6 +48,8 @@ class SteeringVectors:
     bias: torch.Tensor
     step: torch.Tensor
     report_layer: int
+    law: Law = "closed_form"
+    classes: ClassReadouts | None = None
 
     def __post_init__(self) -> None:
         layers = self.weight.shape[0]
@@ -38,6 +63,18 @@ class SteeringVectors:
                 raise InvalidInput(f"steering vectors: {name} holds a value that is not finite; fit the probe again")
         if not 0 <= self.report_layer < layers:
             raise InvalidInput(f"steering vectors: report_layer {self.report_layer} is outside 0..{layers - 1}")
+        acting = len(self.active_layers)
+        if self.classes is not None and len(self.classes.weight) != acting:
+            raise InvalidInput(
+                f"steering vectors: class readouts at {len(self.classes.weight)} layers, {acting} act; give one for each"
+            )
+        if self.law == "label_probe" and (self.classes is None or acting != 1):
+            raise InvalidInput("steering vectors: a label probe has class readouts, and one layer that acts")
+
+    @property
+    def rows(self) -> int:
+        """Rows of an engine's table that it takes: its own, and one for each class."""
+        return 1 if self.classes is None else 1 + self.classes.weight.shape[1]
 
     @cached_property
     def active_layers(self) -> tuple[int, ...]:
@@ -49,8 +86,9 @@ class SteeringVectors:
 class Policy:
     """What one request asks of the engine. `vectors` is the key under which the engine holds the steering vectors.
 
-    alpha: threshold on the predicted error, in (0, 1); None never moves by the closed form (the readouts are still read).
-    strength: fixed-strength baselines move every eligible token by −strength · step; 0 for MERA.
+    alpha: threshold on the predicted error, in (0, 1): the gate of every law; None never opens it (the readouts are still read).
+    strength: κ of a gated or proportional step. Beside the closed form, whose step knows its length, it moves every eligible token by
+    −strength · step, whatever is read: the fixed-strength baselines; 0 for MERA.
     layers: layers that may move; None means every active layer.
     """
 
