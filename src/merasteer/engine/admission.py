@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.engine.loading import LoadedModel
+from merasteer.engine.tables import reach
 from merasteer.errors import EmptyInputs, InvalidInput, MeraError, PromptTooLong
 from merasteer.method.trie import begins_another
 from merasteer.types import MAX_LABEL_TOKENS, GenerationRequest, Tokens
@@ -25,7 +26,7 @@ def check(request: GenerationRequest, loaded: LoadedModel, max_tokens: int) -> N
         raise InvalidInput("max_new_tokens: missing, and no label ends the answer; give 1 or more")
     if request.budget < 1:
         raise InvalidInput(f"max_new_tokens: {request.budget} is not positive; give 1 or more")
-    new = max(request.budget, 1 if request.choice is None else request.choice.longest)
+    new = reach(request) + 1 - len(request.prompt)
     if len(request.prompt) + new > max_tokens:
         raise PromptTooLong(
             f"inputs: {len(request.prompt)} prompt tokens and max_new_tokens {new} exceed the "
