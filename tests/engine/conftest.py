@@ -33,6 +33,7 @@ LONGROPE: dict[str, Any] = {  # factors of a size that a wrong side shows
     "rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
     "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 9.0], "original_max_position_embeddings": BORDER,
 }  # fmt: skip
+DYNAMIC: dict[str, Any] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}  # up to four times the field
 FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig, _KV),
     "qwen2": (transformers.Qwen2ForCausalLM, transformers.Qwen2Config, _KV),

@@ -12,12 +12,11 @@ import transformers
 
 from merasteer.engine import Engine, EngineConfig, LoadedModel, wrap_model
 from merasteer.engine.rope import Rope, check_rope, context_of
-from merasteer.errors import UnsupportedModel
+from merasteer.errors import SeamMissing, UnsupportedModel
 from merasteer.types import GenerationRequest, LabelChoice
 
-from .conftest import BORDER, FAMILIES, LONGROPE, tiny
+from .conftest import BORDER, DYNAMIC, FAMILIES, LONGROPE, tiny
 
-DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 NEW = 6
 ROPED = sorted(set(FAMILIES) - {"gpt2", "phi3_longrope"})
@@ -190,6 +189,19 @@ def test_the_comparison_notices_a_pass_that_is_looked_at_as_a_whole(monkeypatch:
 
 def _nobody() -> None:
     return None
+
+
+def test_positions_that_cannot_be_given_per_token_fail_the_start_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = roped("phi3", LONGROPE)
+
+    def other(self: Any, _x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = self.inv_freq[None, :, None] @ position_ids[:, None].float()
+        return angles.cos(), angles.sin()
+
+    monkeypatch.setattr(type(loaded.model.model.rotary_emb), "forward", other)
+    with pytest.raises(SeamMissing, match=r"other: its rotary positions cannot be given per token; install"):
+        Engine(loaded).start()
+    assert "forward" not in vars(loaded.model.model.rotary_emb)
 
 
 def test_the_model_is_the_librarys_own_for_everybody_else_and_afterwards() -> None:

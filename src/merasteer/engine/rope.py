@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from merasteer.errors import UnsupportedModel
+from merasteer.errors import SeamMissing, UnsupportedModel
 
 __all__ = ["Rope", "check_rope", "context_of"]
 
@@ -149,7 +149,7 @@ class Rope:
     def attached(self, current: Callable[[], Tokens | None]) -> Iterator[None]:
         """Inside, the model's rotary positions are per request while `current` names a pass; other passes stay the library's own.
 
-        Mutates the modules' `forward`, which is as it was afterwards, whatever happens.
+        Mutates the modules' `forward`, which is as it was afterwards, whatever happens. Raises SeamMissing where the library's is another.
         """
         try:
             for module, layers in self._modules.items():
@@ -162,18 +162,41 @@ class Rope:
     def _forward(
         self, module: nn.Module, layers: Mapping[str | None, _Frequencies], current: Callable[[], Tokens | None]
     ) -> Callable[..., Any]:
-        plain, rotate = module.forward, inspect.unwrap(type(module).forward)  # behind the library's update by the pass
+        plain, own = module.forward, inspect.unwrap(type(module).forward)  # behind the library's update by the pass
 
         def forward(x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None) -> Any:
             tokens, frequencies = current(), layers.get(layer_type)
-            given = () if layer_type is None else (layer_type,)
             if tokens is None or frequencies is None:
-                return plain(x, position_ids, *given)
+                return plain(x, position_ids, *(() if layer_type is None else (layer_type,)))
             slot = tokens.slot
             inverse = frequencies.of(self.prompt[slot], self.reach[slot], tokens.position)
-            prefix = "" if layer_type is None else f"{layer_type}_"
-            # The family's own arithmetic, with frequencies (1, T, d/2) where it has (d/2,).
-            own = {f"{prefix}inv_freq": inverse[None], f"{prefix}attention_scaling": frequencies.scaling}
-            return rotate(SimpleNamespace(**own), x, position_ids, *given)
+            return _turned(own, x, position_ids, layer_type, inverse[None], frequencies.scaling)
 
+        for layer, frequencies in layers.items():
+            _check_arithmetic(own, layer, frequencies, self.prompt.device)
         return forward
+
+
+def _turned(own: Any, x: Any, position_ids: Any, layer: str | None, inverse: torch.Tensor, scaling: float) -> Any:
+    """Cosine and sine by the family's own arithmetic. inverse: (1, T, d/2) in the place of its (d/2,)."""
+    prefix, given = ("", ()) if layer is None else (f"{layer}_", (layer,))
+    values = {f"{prefix}inv_freq": inverse, f"{prefix}attention_scaling": scaling}
+    return own(SimpleNamespace(**values), x, position_ids, *given)
+
+
+def _check_arithmetic(own: Any, layer: str | None, frequencies: _Frequencies, device: torch.device) -> None:
+    """Raises SeamMissing unless a family's arithmetic gives the same with frequencies per token as with one set."""
+    position = torch.arange(2, device=device)
+    inverse = frequencies.of(position * 0, position * 0, position)
+    try:
+        x = torch.zeros(1, 2, 1, device=device)
+        one, many = (
+            _turned(own, x, position[None], layer, by, frequencies.scaling) for by in (inverse[0], inverse[None])
+        )
+        same = all(map(torch.equal, one, many))
+    except (AttributeError, RuntimeError, TypeError):
+        same = False
+    if not same:
+        raise SeamMissing(
+            f"{own.__qualname__}: its rotary positions cannot be given per token; install the version that constraints.txt pins"
+        )
