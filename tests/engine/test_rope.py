@@ -128,6 +128,7 @@ def test_a_dynamic_base_is_each_requests_own(family: str) -> None:
 @pytest.mark.parametrize("parameters", [LONGROPE, DYNAMIC], ids=["longrope", "dynamic"])
 def test_what_a_packed_pass_turns_by_is_what_each_request_alone_does(dtype: Any, parameters: Any) -> None:
     loaded = roped("llama", parameters, **({"max_position_embeddings": BORDER} if parameters is DYNAMIC else {}))
+    loaded.model.to(dtype)
     module, lengths = loaded.model.model.rotary_emb, {1: 9, 2: 30, 3: BORDER, 4: BORDER + 1}
     alone = [copy.deepcopy(module)(torch.zeros(1, n, 48, dtype=dtype), torch.arange(n)[None]) for n in lengths.values()]
     rope, seen = Rope(loaded.model, 5), Packed(lengths)

@@ -106,14 +106,16 @@ class Rope:
 
     def _of(self, module: Any, layer: str | None, stated: Mapping[str, Any]) -> _Frequencies:
         prefix = "" if layer is None else f"{layer}_"
-        original = getattr(module, f"{prefix}original_inv_freq").float()  # (d/2,)
+        held = getattr(
+            module, f"{prefix}original_inv_freq"
+        )  # (d/2,), of the model's dtype where that was changed afterwards
+        original = held.float()
         scaling = getattr(module, f"{prefix}attention_scaling")
         if stated["rope_type"] == "longrope":
             border = int(stated["original_max_position_embeddings"])
             self._short.append(border)
-            far, _ = ROPE_INIT_FUNCTIONS["longrope"](
-                module.config, original.device, seq_len=border + 1, layer_type=layer
-            )
+            long, _ = ROPE_INIT_FUNCTIONS["longrope"](module.config, held.device, seq_len=border + 1, layer_type=layer)
+            far = long.to(held.dtype).float()
 
             def by_reach(_prompt: torch.Tensor, reach: torch.Tensor, _position: torch.Tensor) -> torch.Tensor:
                 return torch.where(reach[:, None] > border, far, original)
