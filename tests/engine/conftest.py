@@ -28,12 +28,28 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 _KV: dict[str, Any] = {"num_key_value_heads": 2}
 _GEMMA: dict[str, Any] = {**_KV, "head_dim": 12, "sliding_window": 16}  # shorter than the prompts
+BORDER = 24  # the original context of the long ropes: prompts and answers lie on both sides
+LONGROPE: dict[str, Any] = {  # factors of a size that a wrong side shows
+    "rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 9.0], "original_max_position_embeddings": BORDER,
+}  # fmt: skip
+DYNAMIC: dict[str, Any] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}  # up to four times the field
 FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig, _KV),
     "qwen2": (transformers.Qwen2ForCausalLM, transformers.Qwen2Config, _KV),
     "qwen3": (transformers.Qwen3ForCausalLM, transformers.Qwen3Config, {**_KV, "head_dim": 12}),
     "mistral": (transformers.MistralForCausalLM, transformers.MistralConfig, {**_KV, "sliding_window": 16}),
     "phi3": (transformers.Phi3ForCausalLM, transformers.Phi3Config, {**_KV, "sliding_window": None}),
+    "phi3_longrope": (
+        transformers.Phi3ForCausalLM,
+        transformers.Phi3Config,
+        {
+            **_KV,
+            "sliding_window": None,
+            "original_max_position_embeddings": BORDER,
+            "rope_parameters": LONGROPE,
+        },
+    ),
     "granite": (
         transformers.GraniteForCausalLM,
         transformers.GraniteConfig,

@@ -10,8 +10,9 @@ import pytest
 
 import merasteer.engine.line as module
 from merasteer.engine import Engine, EngineConfig
+from merasteer.engine.admission import end_tokens
 from merasteer.errors import EmptyInputs, EngineFailed, InvalidInput, Overloaded, PromptTooLong
-from merasteer.types import GenerationRequest, Policy
+from merasteer.types import GenerationRequest, LabelChoice, Policy
 
 
 def test_one_oversized_request_is_refused_and_harms_nobody(llama, prompts):
@@ -48,6 +49,12 @@ def test_context_bounds_a_request_too(llama):
         (GenerationRequest((1,), 1, Policy("nobody")), InvalidInput, "nobody"),
         (GenerationRequest((1,), 1, Policy("v", 0.3, layers=(1,))), InvalidInput, "layers"),
         (GenerationRequest((1,), 1, variants=((1,),) * 33), InvalidInput, "variants"),
+        (GenerationRequest((1,), 1, variants=((1,), (300,))), InvalidInput, "variants: a token id is outside"),
+        (GenerationRequest((1,), 1, variants=((1,), (-1,))), InvalidInput, "variants: a token id is outside"),
+        (GenerationRequest((1,), choice=LabelChoice((((1, 2),), ((3, 300),)))), InvalidInput, "variants: a token id"),
+        (GenerationRequest((1,), choice=LabelChoice((((1,),), ((1, 2),)), end=300)), InvalidInput, "the end token is"),
+        (GenerationRequest((1,), choice=LabelChoice((((1, 2),), ((1, 3),)), path=(300,))), InvalidInput, "leave them"),
+        (GenerationRequest((1,), choice=LabelChoice((((1,),),), settled=((0.0,),))), InvalidInput, "leave them out"),
     ],
 )
 def test_bad_requests_are_refused(llama, make_vectors, request_, error, says):
@@ -56,6 +63,34 @@ def test_bad_requests_are_refused(llama, make_vectors, request_, error, says):
         with pytest.raises(error, match=says):
             engine.submit(request_)
         assert engine.submit(GenerationRequest((1, 2), 1)).result(30).tokens
+
+
+@pytest.mark.parametrize(
+    ("named", "ends"),
+    [
+        (None, {7}),
+        (5, {5, 7}),
+        ([5, 6], {5, 6, 7}),
+        ((5,), {5, 7}),
+        (-1, {7}),
+        ("w9", {7, 9}),
+        ("eos_token", {7}),
+        (["w9", 5, "pad_token"], {5, 7, 8, 9}),
+    ],
+)
+def test_end_tokens_may_be_words_of_the_tokenizer(make_tiny, named, ends):
+    loaded = make_tiny("llama")
+    loaded.tokenizer.eos_token, loaded.tokenizer.pad_token = "w7", "w8"
+    loaded.model.generation_config.eos_token_id = named
+    assert end_tokens(loaded) == ends
+
+
+@pytest.mark.parametrize("word", ["</s>", "bos_token"])
+def test_an_end_token_that_is_no_token_is_refused_when_the_engine_is_made(make_tiny, word):
+    loaded = make_tiny("llama")
+    loaded.model.generation_config.eos_token_id = [5, word]
+    with pytest.raises(InvalidInput, match=rf"eos_token_id: '{word}' is no token of this tokenizer; give its number"):
+        Engine(loaded)
 
 
 def test_the_queue_is_bounded(llama, prompts, settled):

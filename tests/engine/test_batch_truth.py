@@ -7,6 +7,8 @@ import pytest
 from merasteer.engine import Engine, EngineConfig
 from merasteer.types import Generation, GenerationRequest, Policy, Sampling
 
+from .comparing import assert_same
+
 POLICIES = [None, Policy("res", 0.3), Policy("mlp", 0.2, positions="all"), Policy("ref", 0.25, layers=(0, 2)), Policy("res"),
             Policy("mlp", strength=0.5),
     Policy("res", 0.3, positions="last"),
@@ -15,7 +17,6 @@ POLICIES = [None, Policy("res", 0.3), Policy("mlp", 0.2, positions="all"), Polic
     Policy("gated", 0.4, 0.7), Policy("proportional", 0.5, 1.3, positions="all"),
     Policy("by_label", 0.45, 0.9), Policy("by_label", 0.3, 0.4, positions=(1, 2))]  # fmt: skip
 SAMPLED = lambda i: Sampling(temperature=0.8 + 0.1 * (i % 3), top_k=40 if i % 2 else None, top_p=0.9, seed=i)  # noqa: E731
-COUNTS = ("tokens", "steered_tokens", "cells", "steered_cells")
 
 
 @pytest.fixture(scope="module")
@@ -63,53 +64,24 @@ def alone(serve, requests):
     return serve(requests, EngineConfig(max_requests=32), one_by_one=True)
 
 
-def assert_same(some: list[Generation], others: list[Generation]) -> None:
+def assert_all_same(some: list[Generation], others: list[Generation]) -> None:
     for i, (a, b) in enumerate(zip(some, others, strict=True)):
-        assert (a.tokens, a.text, a.finish_reason, a.prompt_tokens) == (
-            b.tokens,
-            b.text,
-            b.finish_reason,
-            b.prompt_tokens,
-        ), i
-        for name in COUNTS:
-            assert getattr(a.steering, name) == getattr(b.steering, name), (i, name)
-        assert a.steering.mean_shift == pytest.approx(b.steering.mean_shift, abs=1e-4)
-        assert a.steering.max_shift == pytest.approx(b.steering.max_shift, abs=1e-4)
-        assert (a.predicted_error is None) == (b.predicted_error is None)
-        if a.predicted_error is not None:
-            assert (a.predicted_error.layer, a.predicted_error.position) == (
-                b.predicted_error.layer,
-                b.predicted_error.position,
-            )
-            assert a.predicted_error.before == pytest.approx(b.predicted_error.before, abs=1e-4)
-            assert a.predicted_error.after == pytest.approx(b.predicted_error.after, abs=1e-4)
-        assert (a.answer is None) == (b.answer is None)
-        if a.answer is not None:
-            assert (a.answer.label, a.answer.changed) == (b.answer.label, b.answer.changed)
-            assert a.answer.probabilities == pytest.approx(b.answer.probabilities, abs=1e-4)
-        for field in ("logprobs", "trace"):
-            assert (getattr(a, field) is None) == (getattr(b, field) is None)
-        if a.logprobs is not None:
-            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-3)
-        for mine, theirs in zip(a.trace or (), b.trace or (), strict=True):
-            assert mine.before == pytest.approx(theirs.before, abs=1e-4)
-            assert mine.after == pytest.approx(theirs.after, abs=1e-4)
-            assert mine.shift == pytest.approx(theirs.shift, abs=1e-4)
+        assert_same(a, b, i)
 
 
 def test_mixed_policies_in_one_batch_equal_each_alone(serve, requests, alone):
-    assert_same(serve(requests, EngineConfig(max_requests=32)), alone)
+    assert_all_same(serve(requests, EngineConfig(max_requests=32)), alone)
     moved = [a.steering.steered_cells for a in alone]
     assert sum(count > 0 for count in moved) >= 12  # the comparison is about something
 
 
 def test_chunked_prefill(serve, requests, alone):
     assert max(len(request.prompt) for request in requests) > 16
-    assert_same(serve(requests, EngineConfig(max_requests=16, max_batch_tokens=16)), alone)
+    assert_all_same(serve(requests, EngineConfig(max_requests=16, max_batch_tokens=16)), alone)
 
 
 def test_fewer_slots_than_requests(serve, requests, alone):
-    assert_same(serve(requests, EngineConfig(max_requests=3)), alone)
+    assert_all_same(serve(requests, EngineConfig(max_requests=3)), alone)
 
 
 def test_eviction_recomputes_and_counts_each_position_once(serve, requests, alone):
@@ -125,7 +97,7 @@ def test_eviction_recomputes_and_counts_each_position_once(serve, requests, alon
         engine.on_batch = counting
 
     tight = EngineConfig(max_requests=16, cache_tokens=160, page_size=8)
-    assert_same(serve(requests, tight, tamper=watch), alone)
+    assert_all_same(serve(requests, tight, tamper=watch), alone)
     assert len(set(restarts)) >= 3, "the cache was not small enough to evict: the test shows nothing"
 
 
@@ -136,7 +108,7 @@ def test_padding_is_billed_to_nobody(serve, requests, alone, rows):
         processor.model_runner.pad_inputs = True
         processor.cb_config.q_padding_interval_size, processor.cb_config.kv_padding_interval_size = 64, 64
 
-    assert_same(serve(requests, EngineConfig(max_requests=rows, cache_tokens=2048), tamper=pad), alone)
+    assert_all_same(serve(requests, EngineConfig(max_requests=rows, cache_tokens=2048), tamper=pad), alone)
 
 
 def test_stop_strings(serve, requests, alone, llama):
@@ -154,7 +126,7 @@ def test_stop_strings(serve, requests, alone, llama):
         for i in greedy
     ]
     together = serve(stopping, EngineConfig(max_requests=32))
-    assert_same(together, serve(stopping, EngineConfig(max_requests=32), one_by_one=True))
+    assert_all_same(together, serve(stopping, EngineConfig(max_requests=32), one_by_one=True))
     for i, answer in zip(greedy, together, strict=True):
         assert answer.finish_reason == "stop_sequence"
         assert answer.tokens == alone[i].tokens[:4]
@@ -182,4 +154,4 @@ def test_batch_equals_generate(serve, prompts, llama):
 
 
 def test_without_packed_weights(serve, requests, alone):
-    assert_same(serve(requests, EngineConfig(max_requests=32, pack_weights=False)), alone)
+    assert_all_same(serve(requests, EngineConfig(max_requests=32, pack_weights=False)), alone)

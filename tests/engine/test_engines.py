@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from merasteer.engine import Engine, EngineConfig, LoadedModel
+from merasteer.engine import Engine, EngineConfig, LoadedModel, wrap_model
+from merasteer.engine.batching import SteeringManager
 from merasteer.errors import EngineFailed
 from merasteer.types import GenerationRequest, Policy, SteeringVectors
 
@@ -24,14 +26,49 @@ def test_two_engines_in_one_process_answer_for_themselves(llama: LoadedModel, qw
             assert [[future.result(60).tokens for future in each] for each in futures] == alone
 
 
-def test_a_second_engine_on_the_same_model_is_refused() -> None:
-    loaded = tiny("llama")
-    with Engine(loaded) as first:
-        with pytest.raises(EngineFailed, match="another engine runs on this model"):
-            Engine(loaded).start()
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_second_engine_on_the_same_model_is_refused_until_the_first_stops(packed: bool) -> None:
+    """Whatever wraps it: the hooks are the blocks', and so would steer the requests of both."""
+    loaded, config = tiny("llama"), EngineConfig(pack_weights=packed)
+    other = wrap_model(copy.copy(loaded.model), loaded.tokenizer, "another name")  # the same weights
+    with Engine(loaded, config) as first:
+        for model in (loaded, other):
+            with pytest.raises(EngineFailed, match=r"another engine runs on this model.*stop that one first"):
+                Engine(model, config).start()
         assert len(first.submit(GenerationRequest((1, 2, 3), 3)).result(30).tokens) == 3
-    with Engine(loaded) as second:
-        assert len(second.submit(GenerationRequest((1, 2, 3), 3)).result(30).tokens) == 3
+    for model in (loaded, other):
+        with Engine(model, config) as second:
+            assert len(second.submit(GenerationRequest((1, 2, 3), 3)).result(30).tokens) == 3
+
+
+def test_an_engine_that_did_not_start_holds_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny("llama")
+    with monkeypatch.context() as patched:
+        patched.setattr(SteeringManager, "_create_batch_processor", lambda _: 1 / 0)
+        with pytest.raises(EngineFailed, match="did not start"):
+            Engine(loaded).start()
+    with Engine(loaded) as engine:
+        assert len(engine.submit(GenerationRequest((1, 2, 3), 3)).result(30).tokens) == 3
+
+
+def test_of_engines_that_start_at_once_on_one_model_one_does() -> None:
+    engines = [Engine(loaded) for loaded in [tiny("llama")] for _ in range(4)]
+    refused: list[EngineFailed] = []
+
+    def start(engine: Engine) -> None:
+        try:
+            engine.start()
+        except EngineFailed as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=start, args=(engine,)) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 3
+    for engine in engines:
+        engine.stop()
 
 
 def test_graphs_are_asked_for_in_vain_on_a_cpu(

@@ -17,6 +17,8 @@ from merasteer.engine import Engine, EngineConfig, LoadedModel, wrap_model
 from merasteer.engine import batching as seam
 from merasteer.types import Generation, GenerationRequest, Policy
 
+from .comparing import assert_same, differ
+
 PAGE = 4
 POINTS = ("residual", "mlp_input", "reference")
 PROMPT = tuple(torch.randint(1, 300, (13,), generator=torch.Generator().manual_seed(5)).tolist())
@@ -63,31 +65,6 @@ def alone(engine, llama) -> Iterator[Callable[[GenerationRequest], Generation]]:
     """The answer of a request with nothing beside it, from an engine on a copy of the model that shares nothing."""
     with engine(APART, wrap_model(copy.deepcopy(llama.model), llama.tokenizer, "copy")) as apart:
         yield functools.cache(lambda request: apart.submit(request).result(60))
-
-
-def assert_same(a: Generation, b: Generation) -> None:
-    assert (a.tokens, a.prompt_tokens, a.finish_reason) == (b.tokens, b.prompt_tokens, b.finish_reason)
-    for name in ("tokens", "steered_tokens", "cells", "steered_cells"):
-        assert getattr(a.steering, name) == getattr(b.steering, name), name
-    assert (a.steering.mean_shift, a.steering.max_shift) == pytest.approx(
-        (b.steering.mean_shift, b.steering.max_shift), abs=1e-4
-    )
-    assert (a.predicted_error is None) == (b.predicted_error is None)
-    if a.predicted_error is not None and b.predicted_error is not None:
-        mine, theirs = a.predicted_error, b.predicted_error
-        assert (mine.before, mine.after) == pytest.approx((theirs.before, theirs.after), abs=1e-4)
-    assert (a.answer is None) == (b.answer is None)
-    if a.answer is not None and b.answer is not None:
-        assert a.answer.label == b.answer.label
-        assert a.answer.probabilities == pytest.approx(b.answer.probabilities, abs=1e-4)
-
-
-def differ(a: Generation, b: Generation) -> bool:
-    try:
-        assert_same(a, b)
-    except AssertionError:
-        return True
-    return False
 
 
 def hashes(tokens: Sequence[int], page: int = PAGE) -> list[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -30,12 +33,31 @@ POLICIES = [
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
+    return tiny(max_position_embeddings=512)
+
+
+def tiny(**more: Any) -> LoadedModel:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=512,
-    )  # fmt: skip
+        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, **more
+    )
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(300)}, unk_token="w0"))
     return wrap_model(LlamaForCausalLM(config).cuda(), PreTrainedTokenizerFast(tokenizer_object=words), "tiny")
+
+
+ROPES: list[dict[str, Any]] = [
+    {
+        "max_position_embeddings": 512,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "factor": 16.0, "original_max_position_embeddings": 24,
+            "short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [1.5 + i for i in range(8)],
+        },
+    },
+    {
+        "max_position_embeddings": 24,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    },
+]  # fmt: skip
 
 
 def vectors(seed: int, hook_point: str = "residual") -> SteeringVectors:
@@ -131,3 +153,19 @@ def test_cancellations_and_stop_strings_in_flight_leave_nothing(loaded: LoadedMo
                 future.result(60)
         engine.submit(GenerationRequest((1, 2), 2)).result(60)
         assert engine.stats().waiting == 0
+
+
+@pytest.mark.parametrize("config", MODES, ids=NAMES)
+@pytest.mark.parametrize("rope", ROPES, ids=["longrope", "dynamic"])
+def test_positions_that_follow_the_length_are_each_requests_own(rope: dict[str, Any], config: EngineConfig) -> None:
+    """Prompts on both sides of the border, each the beginning of the longest, so that keys could be shared wrongly."""
+    long = tiny(**rope)
+    text = torch.randint(1, 300, (44,), generator=torch.Generator().manual_seed(4)).tolist()
+    requests = [GenerationRequest(tuple(text[: 4 + 8 * i % 41]), 8, POLICIES[i % 2]) for i in range(20)]
+    with Engine(long, EngineConfig(share_prefixes=False)) as engine:
+        engine.register("v", vectors(0))
+        truth = answers(engine, requests, together=False)
+    with Engine(long, replace(config, page_size=4)) as engine:
+        engine.register("v", vectors(0))
+        assert_same(answers(engine, requests, together=True), truth)
+        assert_same(answers(engine, requests, together=True), truth)

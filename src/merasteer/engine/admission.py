@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.engine.loading import LoadedModel
+from merasteer.engine.tables import reach
 from merasteer.errors import EmptyInputs, InvalidInput, MeraError, PromptTooLong
 from merasteer.method.trie import begins_another
 from merasteer.types import MAX_LABEL_TOKENS, GenerationRequest, Tokens
@@ -25,7 +26,7 @@ def check(request: GenerationRequest, loaded: LoadedModel, max_tokens: int) -> N
         raise InvalidInput("max_new_tokens: missing, and no label ends the answer; give 1 or more")
     if request.budget < 1:
         raise InvalidInput(f"max_new_tokens: {request.budget} is not positive; give 1 or more")
-    new = max(request.budget, 1 if request.choice is None else request.choice.longest)
+    new = reach(request) + 1 - len(request.prompt)
     if len(request.prompt) + new > max_tokens:
         raise PromptTooLong(
             f"inputs: {len(request.prompt)} prompt tokens and max_new_tokens {new} exceed the "
@@ -58,6 +59,8 @@ def _check_labels(request: GenerationRequest, loaded: LoadedModel) -> int:
         raise InvalidInput(f"variants: a token id is outside the vocabulary of {loaded.vocab}")
     if choice is None:
         return len(spelt)
+    if choice.path or choice.settled is not None:
+        raise InvalidInput("choice: path and settled are found out by the engine; leave them out")
     if not all(0 < len(tokens) <= MAX_LABEL_TOKENS for tokens in known) or not all(spelt) or not spelt:
         raise InvalidInput(
             f"choice: a label has no spelling, or one of more than {MAX_LABEL_TOKENS} tokens; shorten it"
@@ -83,12 +86,29 @@ def point_of(request: GenerationRequest, path: Tokens) -> GenerationRequest:
 
 
 def end_tokens(loaded: LoadedModel) -> frozenset[int]:
-    """End-of-sequence tokens: the model's own list and the tokenizer's."""
-    configured = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(
-        int(i) for i in [*ids, getattr(loaded.tokenizer, "eos_token_id", None)] if i is not None and i >= 0
-    )
+    """End-of-sequence tokens: those of the model's generation_config, and the tokenizer's. Negative ones stand for none.
+
+    The model's are one or several, numbers or words of the tokenizer: "</s>", or "eos_token" for the one that it calls so. Raises
+    InvalidInput for a word that is no token.
+    """
+    found = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
+    named = [found] if found is None or isinstance(found, int | float | str) else list(found)
+    ids = [_number(one, loaded.tokenizer) for one in [*named, getattr(loaded.tokenizer, "eos_token_id", None)]]
+    return frozenset(int(i) for i in ids if i is not None and i >= 0)
+
+
+def _number(token: Any, tokenizer: Any) -> Any:
+    """The number of an end token, which may be a word."""
+    if not isinstance(token, str):
+        return token
+    vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
+    word = token if token in vocabulary else getattr(tokenizer, "special_tokens_map", {}).get(token)
+    if word not in vocabulary:
+        raise InvalidInput(
+            f"eos_token_id: {token!r} is no token of this tokenizer; give its number, or the token as the tokenizer writes it, in "
+            "generation_config.json"
+        )
+    return int(vocabulary[word])
 
 
 def numbered(number: int, error: MeraError) -> MeraError:

@@ -88,6 +88,9 @@ class Sink(Protocol):
     def untouched(self, request_id: str) -> int:
         """How many of a request's first tokens may be shared with others; 0 if it is unknown."""
 
+    def named(self, request_id: str, tokens: list[int]) -> list[int]:
+        """A request's tokens as sharing is to know them: the same only where keys and values are, other numbers elsewhere."""
+
     def on_step(self, step: Step) -> None: ...
 
     def on_finished(self, request_id: str) -> None: ...
@@ -336,14 +339,16 @@ def _share_untouched(processor: Any, sink: Sink) -> None:
     """Restricts the library's sharing of blocks to tokens that no policy touches, on the side that offers and on the one that takes.
 
     By itself it would offer what was computed under a policy to any request with the same tokens, and even replace a running request's
-    block by an equal one. The sink says how many of a request's first tokens are the unsteered model's (`tables.untouched`).
+    block by an equal one. The sink says how many of a request's first tokens are the unsteered model's (`tables.untouched`), and tells
+    tokens apart whose keys are turned by other factors (`rope.Rope.named`).
     """
     paged, scheduled = processor.cache, processor.scheduler
     search = paged.search_prefix_match
 
     def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
         # One token more than may be taken: the library always leaves the last one that it is shown to be computed.
-        return int(search(request_id, prompt_ids[: sink.untouched(request_id) + 1]))
+        shown = prompt_ids[: sink.untouched(request_id) + 1]
+        return int(search(request_id, sink.named(request_id, shown)))
 
     def mark_complete_blocks(state: Any, complete_blocks: dict[str, int]) -> None:
         # A request that was cancelled or evicted since its batch was scheduled (async batching) has no block table, or that of its
@@ -351,7 +356,7 @@ def _share_untouched(processor: Any, sink: Sink) -> None:
         # with the step that computed its prompt: with one new token, everybody.
         if scheduled.active_requests.get(state.request_id) is not state:
             return
-        tokens = state.initial_tokens[: sink.untouched(state.request_id)]
+        tokens = sink.named(state.request_id, state.initial_tokens[: sink.untouched(state.request_id)])
         for name, count in complete_blocks.items():
             paged.cache_allocators[name].mark_complete_blocks(state.request_id, tokens, count)
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from merasteer.engine.admission import check, each, numbered
 from merasteer.engine.batching import SteeringManager
 from merasteer.engine.config import EngineConfig
+from merasteer.engine.exclusive import exclusive
 from merasteer.engine.line import STOPPED, GroupStopped, Line
 from merasteer.engine.loading import LoadedModel
 from merasteer.engine.packing import can_pack, packed, warm_up
@@ -57,6 +58,7 @@ class Engine(Line):
             raise EngineFailed("engine: it was started already; stop it first")
         self.failure = None
         with ExitStack() as stack:
+            stack.enter_context(exclusive(self.loaded.model))
             if self.config.pack_weights and can_pack(self.loaded.model):
                 stack.enter_context(packed(self.loaded.model))
                 if self.config.warm_up:

@@ -12,6 +12,7 @@ from merasteer.engine.gguf_tokenizer import tokenizer_of
 from merasteer.engine.hub import first_line
 from merasteer.engine.layers import ARCHITECTURES
 from merasteer.engine.loading import architecture_of, source_of
+from merasteer.engine.rope import context_of
 from merasteer.errors import InvalidInput, MeraError
 from merasteer.types import HookPoint
 
@@ -43,7 +44,7 @@ def glance(id_or_dir: str | Path) -> Glance:
         ) from error
     name, text = architecture_of(config), config.get_text_config()
     sites = tuple(ARCHITECTURES[name].sites)
-    return Glance(tokenizer, name, text.num_hidden_layers, text.max_position_embeddings, sites)
+    return Glance(tokenizer, name, text.num_hidden_layers, context_of(config), sites)
 
 
 def _read(source: Path) -> tuple[Any, Any]:

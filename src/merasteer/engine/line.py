@@ -78,7 +78,8 @@ class Line:
         paths = () if choice is None else points(choice)
         for path in paths:
             request = point_of(run.request, path)
-            point = run.points[path] = Run(f"{run.id}.{len(run.points)}", request, run.resident, None, frozenset())
+            name = f"{run.id}.{len(run.points)}"
+            point = run.points[path] = Run(name, request, run.resident, None, frozenset(), reach=run.reach)
             self._residents.use(point.resident)
             self._runs[point.id] = point
             point.future.add_done_callback(partial(self._found, run, path))
@@ -150,7 +151,7 @@ class Line:
             return  # it ends by way of the cancellations
         request = run.request
         self._seat(run, slot)
-        carried = (run.id, run.slot, request, None if run.resident is None else run.resident.number)
+        carried = (run.id, run.slot, request, run.reach, None if run.resident is None else run.resident.number)
         prompt = [*request.prompt, *(() if request.choice is None else request.choice.path)]
         if not manager.hand_over(run.id, prompt, request.budget, sorted(run.eos), carried):
             told = "engine: the batch takes no more requests; restart the server"
@@ -160,12 +161,13 @@ class Line:
         """Writes a run's rows."""
         run.slot, run.seated_at = slot, time.perf_counter()
         self._steering.slots.assign(slot, run.request)
+        self._steering.rope.assign(slot, len(run.request.prompt), run.reach)
         if run.resident is not None and run.request.policy is not None:
             self._steering.tables[run.resident.hook_point].assign(slot, run.resident.row, run.request.policy)
 
-    def on_admitted(self, carried: tuple[str, int, GenerationRequest, int | None]) -> None:
+    def on_admitted(self, carried: tuple[str, int, GenerationRequest, int, int | None]) -> None:
         """A request is about to be scheduled. On the rank that leads it is known; the others learn of it here."""
-        run_id, slot, request, number = carried
+        run_id, slot, request, reach, number = carried
         if run_id in self._runs:
             return
         with self._lock:
@@ -176,7 +178,7 @@ class Line:
                 raise EngineFailed(
                     "engine: the ranks hold different vectors; register the same, in the same order, on each"
                 )
-            run = Run(run_id, request, resident, None, self._eos)
+            run = Run(run_id, request, resident, None, self._eos, reach=reach)
             self._residents.use(resident)
             self._runs[run_id] = run
             self._seat(run, slot)
@@ -214,7 +216,14 @@ class Line:
     def untouched(self, request_id: str) -> int:
         """Tokens at the beginning of a request that may be shared. None of a request that has ended."""
         run = self._runs.get(request_id)
-        return 0 if run is None else untouched(run.request)
+        if run is None or not self._steering.rope.shares(len(run.request.prompt)):
+            return 0
+        return untouched(run.request)
+
+    def named(self, request_id: str, tokens: list[int]) -> list[int]:
+        """A request's tokens as sharing is to know them: the same only where keys and values are."""
+        run = self._runs.get(request_id)
+        return tokens if run is None else self._steering.rope.named(tokens, run.reach)
 
     def on_step(self, step: Step) -> None:
         """Adds a step to the runs whose token was delivered, and tells who watches; answers those that a stop string ended."""

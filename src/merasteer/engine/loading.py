@@ -14,6 +14,7 @@ from merasteer.engine.gguf_tokenizer import end_token_ids, tokenizer_of
 from merasteer.engine.hub import fetch, first_line
 from merasteer.engine.layers import ARCHITECTURES, decoder_layers, family_of
 from merasteer.engine.placement import LARGER, DeviceMap, check_group, check_placement, target_of
+from merasteer.engine.rope import check_rope, context_of
 from merasteer.errors import InvalidInput, MeraError, UnsupportedModel
 
 __all__ = ["LoadedModel", "architecture_of", "load_model", "model_name", "source_of", "wrap_model"]
@@ -157,6 +158,7 @@ def _from_gguf(path: Path, **how: Any) -> tuple[Any, Any]:
 def wrap_model(model: Any, tokenizer: Any, model_id: str, source: Path | None = None) -> LoadedModel:
     """A model that is already in memory, as the engine takes it. Sets evaluation mode and freezes the parameters."""
     family_of(model)
+    check_rope(model.config)
     model.eval().requires_grad_(False)
     config = model.config.get_text_config()
     if len(decoder_layers(model)) != config.num_hidden_layers:
@@ -172,7 +174,7 @@ def wrap_model(model: Any, tokenizer: Any, model_id: str, source: Path | None = 
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         vocab=config.vocab_size,
-        context=config.max_position_embeddings,
+        context=context_of(config),
         dtype=str(model.dtype).removeprefix("torch."),
         attention=str(model.config._attn_implementation),
         device=str(model.device),
@@ -181,7 +183,7 @@ def wrap_model(model: Any, tokenizer: Any, model_id: str, source: Path | None = 
 
 
 def architecture_of(config: Any) -> str:
-    """The name of the model's class. Raises UnsupportedModel for what the hook table lacks, before any weights are read."""
+    """The name of the model's class. Raises UnsupportedModel for what is not in our tables, before any weights are read."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -191,6 +193,7 @@ def architecture_of(config: Any) -> str:
             f"model: architecture {name} is not in the hook table; use one of {', '.join(sorted(ARCHITECTURES))} "
             "or add a row to merasteer/engine/layers.py"
         )
+    check_rope(config)
     return str(name)
 
 

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from merasteer.errors import EngineFailed
-
 __all__ = ["can_pack", "packed", "warm_up"]
 
 _ROWS = 32  # the number of rows that the layout is chosen for; measured the same for all from 1 to 512
@@ -38,8 +36,6 @@ def packed(model: nn.Module) -> Iterator[None]:
     Mutates the modules; afterwards, whatever happens, each has its own weight again, bit for bit. A weight that another module holds
     too (tied to the embedding) is packed beside the plain one.
     """
-    if any(type(module) is nn.Linear and not module.weight.numel() for module in model.modules()):
-        raise EngineFailed("engine: another engine runs on this model; stop that one first")
     with ExitStack() as stack:
         holders = _holders(model)
         for module in model.modules():

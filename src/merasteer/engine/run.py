@@ -15,7 +15,7 @@ from merasteer.engine.batching import Delivered, Step
 from merasteer.engine.choice import spelling
 from merasteer.engine.residents import Resident
 from merasteer.engine.switches import CHANGED, CLASSES, COUNTS, LARGEST, LOGPROB, SAID, SPELT
-from merasteer.engine.tables import acting_tokens, movable_layers, moves
+from merasteer.engine.tables import acting_tokens, movable_layers, moves, reach
 from merasteer.engine.text import TextStream
 from merasteer.errors import NonFinite
 from merasteer.types import (
@@ -44,6 +44,7 @@ class Run:
     eos: frozenset[int]
     on_token: Callable[[GeneratedToken], None] | None = None
     future: Future[Generation] = field(default_factory=Future)
+    reach: int = 0  # the most tokens that it can have keys of; a branching point's is its request's
     slot: int = 0
     state: Any = None  # the library's request state; another object after an eviction
     queued_at: float = field(default_factory=time.perf_counter)
@@ -66,6 +67,9 @@ class Run:
     options: list[float] | None = None  # at a later branching point: the log-probability of each spelling's token
     points: dict[Tokens, Run] = field(default_factory=dict)  # the later branching points, each a run of its own
     known: dict[Tokens, Sequence[float]] = field(default_factory=dict)  # the options of those that have been evaluated
+
+    def __post_init__(self) -> None:
+        self.reach = self.reach or reach(self.request)
 
     def take(self, part: Delivered, step: Step) -> None:
         """Adds one step. Counts are summed; the reads are committed at the answer position (docs/method.md)."""

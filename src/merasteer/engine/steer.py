@@ -19,6 +19,7 @@ from torch import nn
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.head import Head
 from merasteer.engine.layers import decoder_layers, family_of, site
+from merasteer.engine.rope import Rope, context_of
 from merasteer.engine.switches import CLASSES, COUNTS, Switches
 from merasteer.engine.tables import Rows, SlotTable, VectorTable
 from merasteer.method.steering import pull_
@@ -187,7 +188,7 @@ class Steering:
     def __init__(self, model: Any, layers: int, width: int, config: EngineConfig) -> None:
         self.model, self.layers, self.config = model, layers, config
         device, slots = model.device, config.max_requests + 1
-        self.slots = SlotTable(slots, device, model.config.get_text_config().max_position_embeddings)
+        self.slots, self.rope = SlotTable(slots, device, context_of(model.config)), Rope(model, slots)
         self.tables = {
             point: VectorTable(layers, width, config.max_policies, slots, device) for point in family_of(model).sites
         }
@@ -209,7 +210,8 @@ class Steering:
         end = self.model.base_model.register_forward_hook(self._end)
         try:
             self.rehook()
-            yield
+            with self.rope.attached(lambda: self._facts):
+                yield
         finally:
             begin.remove()
             end.remove()

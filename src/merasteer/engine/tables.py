@@ -18,7 +18,7 @@ from merasteer.errors import InvalidInput
 from merasteer.method.steering import Laws
 from merasteer.types import ClassReadouts, GenerationRequest, Policy, SteeringVectors
 
-__all__ = ["NEVER", "OPEN", "Rows", "SlotTable", "VectorTable", "acting_tokens", "moves", "untouched"]
+__all__ = ["NEVER", "OPEN", "Rows", "SlotTable", "VectorTable", "acting_tokens", "moves", "reach", "untouched"]
 
 NEVER = 2**31 - 1  # a position that no token reaches
 OPEN = ("generation", "all")  # positions that take in every generated token
@@ -285,6 +285,11 @@ def untouched(request: GenerationRequest) -> int:
         return last
     first = min(policy.positions) if isinstance(policy.positions, tuple) else acting_range(request)[0]
     return min(first, last)
+
+
+def reach(request: GenerationRequest) -> int:
+    """The most tokens that a request can have keys of: its prompt and its answer but for the last token, which is never fed back."""
+    return len(request.prompt) + max(request.budget, 1 if request.choice is None else request.choice.longest) - 1
 
 
 def resume_position(request: GenerationRequest, counted: int) -> int:
