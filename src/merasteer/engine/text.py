@@ -55,11 +55,14 @@ class Pieces:
 
     def symbols(self, stop: str) -> list[Symbol]:
         """The characters of a stop string, and in place of each special token's text its id."""
-        if not self._specials:
-            return list(stop)
-        texts = "|".join(map(re.escape, sorted(self._specials, key=len, reverse=True)))
-        parts = re.split(f"({texts})", stop)  # what matched stands at the odd places
-        return [one for i, part in enumerate(parts) for one in ([self._specials[part]] if i % 2 else part)]
+        found: list[Symbol] = []
+        at = 0
+        while at < len(stop):
+            sizes = self._sizes.get(stop[at], ())
+            size = next((size for size in sizes if stop[at : at + size] in self._specials), 1)
+            found.append(self._specials.get(stop[at : at + size], stop[at]))
+            at += size
+        return found
 
     @cached_property
     def errors(self) -> str:
@@ -79,9 +82,18 @@ class Pieces:
 
     @cached_property
     def _specials(self) -> dict[str, int]:
-        """The texts of the tokens that are skipped."""
-        known = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
-        return {self._decoded(token, skip=False): token for token in known if self.skipped(token)}
+        """The special tokens by their texts; some tokenizers have thousands."""
+        added = {token: each.content for token, each in self._tokenizer.added_tokens_decoder.items() if each.special}
+        named = {token: self._tokenizer.convert_ids_to_tokens(token) for token in self._tokenizer.all_special_ids}
+        return {text: token for token, text in (added | named).items() if text}
+
+    @cached_property
+    def _sizes(self) -> dict[str, list[int]]:
+        """How long the special tokens' texts are by their first character, the longest first."""
+        sizes: dict[str, set[int]] = {}
+        for text in self._specials:
+            sizes.setdefault(text[0], set()).add(len(text))
+        return {first: sorted(each, reverse=True) for first, each in sizes.items()}
 
     def _skipped(self, token: int) -> bool:
         """Whether it never is text: a special token, or one that the tokenizer does not have."""
