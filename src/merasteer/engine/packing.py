@@ -36,7 +36,7 @@ def packed(model: nn.Module) -> Iterator[None]:
 
     A weight of a dtype that this CPU cannot multiply by when packed stays as it is, and so does its product.
     Mutates the modules; afterwards, whatever happens, each has its own weight again, bit for bit. A weight that another module holds
-    too (tied to the embedding) is packed beside the plain one.
+    too (tied to the embedding, which looks rows up in it) is packed beside the plain one: its memory counts twice.
     """
     if any(type(module) is nn.Linear and not module.weight.numel() for module in model.modules()):
         raise EngineFailed("engine: another engine runs on this model; stop that one first")
