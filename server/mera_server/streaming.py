@@ -79,9 +79,7 @@ class TokenStream:
         self, runtime: Runtime, serving: Serving, plans: Sequence[Plan], prompts: Sequence[tuple[int, ...]]
     ) -> None:
         self._runtime, self._serving, self._plans, self._prompts = runtime, serving, plans, prompts
-        self._texts = [
-            serving.engine.text_stream(prompt, planned.stop) for planned, prompt in zip(plans, prompts, strict=True)
-        ]
+        self._told = [0] * len(plans)  # characters of each choice's text that have been handed out
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, GeneratedToken | None]] = asyncio.Queue()  # None: the choice has ended
         self._futures: list[Future[Generation]] = []
@@ -117,7 +115,8 @@ class TokenStream:
                 self._open -= 1
                 return self._final(choice, result_of(self._futures[choice]))
             if not token.last:
-                return self._piece(choice, token, self._texts[choice].push(token.id), None)
+                self._told[choice] += len(token.text)
+                return self._piece(choice, token, token.text, None)
             self._last[choice] = token
         raise StopAsyncIteration
 
@@ -151,7 +150,7 @@ class TokenStream:
 
     def _final(self, choice: int, generation: Generation) -> Piece:
         end = finish(self._runtime, self._serving, self._plans[choice], generation)
-        return self._piece(choice, self._last.pop(choice), self._texts[choice].rest(generation.text), end)
+        return self._piece(choice, self._last.pop(choice), generation.text[self._told[choice] :], end)
 
     def _piece(self, choice: int, token: GeneratedToken, text: str, end: Finished | None) -> Piece:
         return Piece(choice, token, text, token.id in self._serving.special, step(self._plans[choice], token), end)

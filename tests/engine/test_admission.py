@@ -8,7 +8,6 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-import merasteer.engine.line as module
 from merasteer.engine import Engine, EngineConfig
 from merasteer.engine.admission import end_tokens
 from merasteer.errors import EmptyInputs, EngineFailed, InvalidInput, Overloaded, PromptTooLong
@@ -292,20 +291,14 @@ def test_an_evicted_request_runs_on_when_the_others_are_cancelled_or_stopped(lla
         assert evicted, "nothing was evicted: the test shows nothing"
 
 
-@pytest.mark.parametrize("stop", [(), (" w1",)])
-def test_an_answer_that_cannot_be_made_fails_alone(llama, prompts, settled, monkeypatch, stop):
+@pytest.mark.parametrize("how", ["push", "finish"])
+def test_an_answer_that_cannot_be_made_fails_alone(llama, prompts, settled, monkeypatch, how):
     with Engine(llama, EngineConfig()) as engine:
         with engine.held():
-            broken = engine.submit(GenerationRequest(prompts[0], 5, stop=stop))
+            broken = engine.submit(GenerationRequest(prompts[0], 5))
             sound = engine.submit(GenerationRequest(prompts[1], 5))
             run = next(iter(engine._runs.values()))
-            if stop:
-                monkeypatch.setattr(run.stream, "_decode", lambda tokens: 1 / 0)
-            else:
-                decode = module.continuation
-                monkeypatch.setattr(
-                    module, "continuation", lambda *given: 1 / 0 if given[1] == prompts[0] else decode(*given)
-                )
+            monkeypatch.setattr(run.stream, how, lambda *_: 1 / 0)
         with pytest.raises(EngineFailed, match="could not be"):
             broken.result(30)
         assert len(sound.result(30).tokens) == 5

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +50,36 @@ def test_products_are_the_same_and_weights_come_back(dtype: torch.dtype, close: 
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+RESIDENT = """
+import os, sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from merasteer.engine.packing import packed
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+with packed(torch.nn.Sequential(torch.nn.Linear(64, 64))) as _, torch.no_grad():
+    config = LlamaConfig(
+        vocab_size=64_000, hidden_size=512, intermediate_size=512, num_hidden_layers=1, num_attention_heads=8,
+        tie_word_embeddings=sys.argv[1] == "True",
+    )
+    model = LlamaForCausalLM(config).requires_grad_(False)
+    before = resident()
+    with packed(model):
+        model(torch.zeros(1, 4, dtype=torch.long))
+        print((resident() - before) / model.lm_head.in_features / 64_000 / 4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_embedding_is_held_twice_and_nothing_else_is(tied: bool) -> None:
+    """In copies of the embedding, 125 MiB of resident memory (docs/performance.md)."""
+    ran = subprocess.run([sys.executable, "-c", RESIDENT, str(tied)], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) == pytest.approx(1.0 if tied else 0.0, abs=0.2)
 
 
 def test_weights_come_back_after_an_error() -> None:

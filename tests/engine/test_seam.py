@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from merasteer.engine import Engine, EngineConfig, wrap_model
-from merasteer.engine.seams import check_seams
+from merasteer.engine.seams import _SEAMS, TESTED, check_seams
 from merasteer.engine.steer import Facts, Moves, Steering
 from merasteer.engine.switches import COUNTS, Switches
 from merasteer.engine.tables import NEVER, SlotTable
@@ -20,11 +24,33 @@ def test_the_installed_version_has_every_seam():
     check_seams()
 
 
-def test_a_missing_seam_fails_start_up_and_is_named(llama, monkeypatch):
-    monkeypatch.delattr(ContinuousBatchingManager, "_generation_step")
-    with pytest.raises(SeamMissing, match=r"ContinuousBatchingManager\._generation_step"):
+@pytest.mark.parametrize(
+    ("name", "other", "told"),
+    [
+        ("_generation_step", None, "_generation_step is missing"),
+        ("cancel_request", lambda self, number: None, "cancel_request lacks request_id"),
+        ("_run_generation_loop", lambda self, device, *more, quiet=True: None, "_run_generation_loop asks for device"),
+    ],
+)
+def test_a_seam_that_does_not_fit_fails_start_up_and_is_named(llama, monkeypatch, name, other, told):
+    monkeypatch.setattr(ContinuousBatchingManager, name, other)
+    with pytest.raises(SeamMissing, match=rf"ContinuousBatchingManager\.{told}.* tested with 5\.23 and 5\.24"):
         Engine(llama).start()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.model.modules())
+
+
+def test_the_versions_that_are_let_in_are_those_that_are_tested(root: Path):
+    low, high = re.search(r'"transformers>=5\.(\d+),<5\.(\d+)"', (root / "pyproject.toml").read_text("utf-8")).groups()
+    assert [f"5.{minor}" for minor in range(int(low), int(high))] == list(TESTED)
+    pinned = re.search(r"^transformers==(\d+\.\d+)", (root / "constraints.txt").read_text("utf-8"), re.MULTILINE)[1]
+    assert pinned in TESTED
+    assert any(transformers.__version__.startswith(f"{version}.") for version in TESTED)
+
+
+def test_every_seam_has_its_reason_in_the_documentation(root: Path):
+    page = (root / "docs" / "seams.md").read_text("utf-8")
+    assert [name for _, name, _ in _SEAMS if name not in page] == []
+    assert all(version in page for version in TESTED)
 
 
 def facts(table: SlotTable) -> Facts:

@@ -1,82 +1,129 @@
-"""Text token by token: the pieces join to the text at once, whatever the tokens are, and stop where the text stops."""
+"""One text, however it is asked for: the pieces join to the text that the tokenizer's kind promises, and stop where the text stops."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from merasteer.engine.text import TextStream, continuation
+from merasteer.engine.text import Pieces, TextStream
+
+from .tokenizer_kinds import END, KINDS, PAD, TOOL, byte_fallback, byte_level, suffixes, unigram, word_piece
 
 TEXTS = ("naïve café, 日本語 and 👩‍👩‍👧 spam", " plain words only", "ends in half 日", "ÿþ odd � itself", "")
-
-
-def byte_level() -> Any:
-    """Every byte one token: characters are always split."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def metaspace() -> Any:
-    """Words that begin with ▁ and bytes as a last resort, the leading space stripped by the decoder: as Llama 2 has it."""
-    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)}
-    vocab |= {
-        word: 256 + i for i, word in enumerate(("<unk>", "▁", "▁spam", "▁ham", "ham", "▁is", "s", "▁caf", "é", "▁日"))
-    }
-    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+Texts = Callable[[Any, Sequence[int], Sequence[int]], str]
 
 
 def streamed(
-    tokenizer: Any, prompt: list[int], tokens: list[int], stop: tuple[str, ...] = ()
+    tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int], stop: Sequence[str] = (), pieces: Pieces | None = None
 ) -> tuple[list[str], TextStream]:
-    """The pieces of a stream as a server sends them, and the stream that told the final text."""
-    watcher, teller = TextStream(tokenizer, prompt, stop), TextStream(tokenizer, prompt, stop)
-    pieces = []
+    """What a stream says token by token, what is missing of its text behind them, and the stream."""
+    stream = TextStream(pieces or Pieces(tokenizer), prompt, stop)
+    said = []
     for token in tokens:
-        teller.push(token)
-        pieces.append(watcher.push(token))
-        if teller.stopped:
+        said.append(stream.push(token))
+        assert stream.released == sum(map(len, said))
+        if stream.stopped:
             break
-    return [*pieces, watcher.rest(teller.text)], teller
+    return [*said, stream.finish()[stream.released :]], stream
 
 
-@pytest.mark.parametrize("make", [byte_level, metaspace])
-def test_the_pieces_join_to_the_text_of_all_tokens(make: Any) -> None:
-    tokenizer, rng = make(), random.Random(0)
-    size = len(tokenizer)
-    for _ in range(200):
-        prompt = [rng.randrange(size) for _ in range(rng.randrange(10))]
-        tokens = [rng.randrange(size) for _ in range(rng.randrange(80))]
-        pieces, teller = streamed(tokenizer, prompt, tokens)
-        assert "".join(pieces) == teller.text
+def first_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the stop string that is complete first, the longest of those that are."""
+    for end in range(1, len(text) + 1):
+        found = [len(one) for one in stop if text[:end].endswith(one)]
+        if found:
+            return text[: end - max(found)]
+    return text
+
+
+def held_back(said: Sequence[str], expected: str, stop: Sequence[str]) -> bool:
+    """Whether nothing was ever said that was not in the text, or that could still have been the beginning of a stop string."""
+    shown = ""
+    for piece in said[:-1]:
+        shown += piece
+        if not expected.startswith(shown) or any(one in shown for one in stop):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("rounds", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("make", "text_of"), KINDS.items())
+def test_plain_streamed_and_stopped_answers_have_one_text(make: Callable[[], Any], text_of: Texts, rounds: int) -> None:
+    """Random tokens of any kind, special, cut and unknown ones among them: the text is what the kind promises, in every form."""
+    tokenizer, rng = make(), random.Random(make.__name__)
+    size, pieces = len(tokenizer) + 2, Pieces(tokenizer)  # models have more ids than their tokenizers
+    controls = tokenizer.convert_tokens_to_ids([END, PAD, TOOL])
+    for _ in range(rounds):
+        prompt, tokens = (
+            [rng.choice(controls) if rng.random() < 0.1 else rng.randrange(size) for _ in range(rng.randrange(most))]
+            for most in (6, 60)
+        )
+        known = [token for token in tokens if token < size - 2]
+        expected = text_of(tokenizer, [token for token in prompt if token < size - 2], known)
+        said, stream = streamed(tokenizer, prompt, tokens, pieces=pieces)
+        assert "".join(said) == stream.finish() == expected, (prompt, tokens)
+        assert expected.startswith("".join(said[:-1]))
+        # Stop strings that nearly come, and one of a special token that does not come.
+        starts = range(0, len(expected), 7)[:15]
+        unused = ["<|im_", *(expected[at : at + rng.randrange(1, 20)] + "¤\0¤" for at in starts)]
+        said, stream = streamed(tokenizer, prompt, tokens, unused, pieces)
+        assert not stream.stopped
+        assert "".join(said) == stream.finish() == expected, (prompt, tokens, unused)
+        # And some that do come.
+        if expected:
+            at = rng.randrange(len(expected))
+            used = (*unused, expected[at : at + rng.randrange(1, 12)], expected[at // 2 : at // 2 + 3])
+            said, stream = streamed(tokenizer, prompt, tokens, used, pieces)
+            cut = first_stop(expected, used)
+            assert stream.stopped
+            assert "".join(said) == stream.finish() == cut, (prompt, tokens, used)
+            assert held_back(said, cut, used)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_split_characters_come_whole_and_equal_decoding_at_once(text: str) -> None:
+def test_split_characters_come_whole(text: str) -> None:
     tokenizer = byte_level()
-    prompt, tokens = tokenizer.encode("Say: "), tokenizer.encode(text)
-    pieces, teller = streamed(tokenizer, prompt, tokens)
-    assert teller.text == continuation(tokenizer, prompt, tokens) == text
-    assert "".join(pieces) == text
-    assert "�" not in "".join(pieces[:-1]) or "�" in text
+    said, stream = streamed(tokenizer, tokenizer.encode("Say: "), list(tokenizer.encode(text)))
+    assert "".join(said) == stream.finish() == text
+    assert "�" not in "".join(said[:-1]) or "�" in text
 
 
 def test_a_leading_space_survives_a_decoder_that_strips_it() -> None:
-    tokenizer = metaspace()
+    tokenizer = byte_fallback()
     prompt, tokens = [tokenizer.convert_tokens_to_ids("▁is")], tokenizer.convert_tokens_to_ids(["▁spam", "s", "▁ham"])
-    pieces, teller = streamed(tokenizer, prompt, tokens)
-    assert pieces[:3] == [" spam", "s", " ham"]
-    assert teller.text == continuation(tokenizer, prompt, tokens) == " spams ham"
+    assert streamed(tokenizer, prompt, tokens)[0] == [" spam", "s", " ham", ""]
+    assert streamed(tokenizer, tokenizer.convert_tokens_to_ids([END]), tokens)[0] == ["spam", "s", " ham", ""]
+
+
+def test_what_comes_behind_a_word_is_known_with_the_next() -> None:
+    tokenizer = suffixes()
+    tokens = tokenizer.convert_tokens_to_ids(["spam</w>", "caf", "é</w>", ".</w>"])
+    assert streamed(tokenizer, [], tokens)[0] == ["spam", " caf", "é", " .", ""]
+    tokenizer = word_piece()
+    tokens = tokenizer.convert_tokens_to_ids(["ham", "##s", ".", "no"])
+    assert streamed(tokenizer, [0], tokens)[0] == [" ham", "s", ".", " no", ""]
+
+
+@pytest.mark.parametrize("make", [byte_fallback, unigram])
+def test_complete_characters_are_kept_before_and_behind_a_cut_one(make: Callable[[], Any]) -> None:
+    """The tokenizer itself gives a whole run of bytes up for one that is of no character."""
+    tokenizer = make()
+    whole, half = list("né".encode()), list("日".encode())[:2]
+    assert tokenizer.decode([*whole, *half]) == "�����"
+    assert streamed(tokenizer, [256], [*whole, *half])[0] == ["n", "", "é", "", "", "��"]
+    assert streamed(tokenizer, [256], [*half, *whole])[0] == ["", "", "��n", "", "é", ""]
+
+
+@pytest.mark.parametrize("make", [byte_fallback, byte_level])
+def test_an_answer_begins_at_a_character_whatever_the_prompt_ends_in(make: Callable[[], Any]) -> None:
+    tokenizer = make()
+    raw = list("日".encode())
+    names = [f"<0x{byte:02X}>" for byte in raw] if make is byte_fallback else tokenizer.tokenize("日")
+    ids = tokenizer.convert_tokens_to_ids(names)
+    assert "".join(streamed(tokenizer, ids[:2], [*ids[2:], *ids])[0]) == "�日"
 
 
 def test_text_stops_before_the_first_stop_string_and_never_shows_its_beginning() -> None:
@@ -86,47 +133,63 @@ def test_text_stops_before_the_first_stop_string_and_never_shows_its_beginning()
         (("EN E", "D c"), "ab "),
         (("é",), "ab EN END caf"),
         (("zz", "fée"), "ab EN END caf\xe9!"),
+        (("b EN EN", "EN"), "ab "),  # the one that is complete first, wherever it begins
+        (("EN", "b EN"), "a"),  # the longest of those that end together
     ):
-        pieces, teller = streamed(tokenizer, [], tokenizer.encode("ab EN END café!"), stop)
-        assert "".join(pieces) == teller.text == expected
-    held = TextStream(tokenizer, [], ("END",))
+        said, stream = streamed(tokenizer, [], tokenizer.encode("ab EN END café!"), stop)
+        assert "".join(said) == stream.finish() == expected
+    held = TextStream(Pieces(tokenizer), [], ("END",))
     assert [held.push(token) for token in tokenizer.encode("aENEND")] == ["a", "", "", "EN", "", ""]
     assert held.stopped
+    assert held.push(ord("x")) == ""
+    assert held.finish() == "aEN"
 
 
-def test_a_stop_string_is_found_wherever_the_tokens_cut_it() -> None:
-    tokenizer, rng = byte_level(), random.Random(1)
-    for _ in range(200):
-        text = "".join(rng.choice("abé日") for _ in range(60))
-        stop = tuple("".join(rng.choice("abé日") for _ in range(rng.randrange(1, 5))) for _ in range(2))
-        pieces, teller = streamed(tokenizer, [], tokenizer.encode(text), stop)
-        found = [at for at in map(text.find, stop) if at >= 0]
-        assert "".join(pieces) == teller.text == text[: min(found, default=len(text))]
+def test_the_mark_of_a_cut_character_may_complete_a_stop_string() -> None:
+    tokenizer = byte_level()
+    said, stream = streamed(tokenizer, [], tokenizer.encode("ab日")[:-1], ("b�",))
+    assert said == ["a", "", "", "", ""]
+    assert (stream.finish(), stream.stopped) == ("a", True)
 
 
-def test_a_token_costs_the_same_wherever_it_stands() -> None:
-    decoded: list[int] = []
+def test_a_special_token_stops_the_text_by_its_own_text() -> None:
+    tokenizer = byte_level()
 
-    class Counting:
-        def decode(self, tokens: list[int], **_: Any) -> str:
-            decoded.append(len(tokens))
-            return "".join(chr(97 + token % 26) for token in tokens)
+    def said(text: str, *stop: str) -> list[str]:
+        return streamed(tokenizer, [], tokenizer.encode(text), stop)[0]
 
-    stream = TextStream(Counting(), [1, 2, 3], ("nowhere",))
-    for token in range(500):
+    assert said(f"ab{END}c", END) == ["a", "b", "", ""]
+    assert said(f"ab\n{PAD}c\n{END}d", f"\n{END}") == ["a", "b", "", "", "\nc", "", "", ""]
+    assert said(f"a{END}{PAD}b", f"{END}{PAD}b") == ["a", "", "", "", ""]
+    assert said(f"a{END}bc", f"a{END}bd") == ["", "", "", "abc", ""]
+    # No part of one is text, and one in between is none: what the text shows is what is searched.
+    assert said(f"ab{END}c", "im_", "end", "<", "|>c", f"b{END[:-1]}") == ["a", "", "", "bc", ""]
+    assert said(f"x{END}yz", "xy") == ["", "", "", ""]
+    assert streamed(tokenizer, [], tokenizer.encode(f"x{END}y"), ("xy",))[1].stopped
+    assert "".join(said(f"a{TOOL}b", TOOL)) == "a"
+
+
+def test_each_token_is_decoded_once() -> None:
+    """At most three calls of the tokenizer, of two tokens at most, for one that is new behind its neighbour; none for the others."""
+    tokenizer = byte_fallback()
+    calls: list[int] = []
+    decode = tokenizer.decode
+
+    def counting(tokens: list[int], **named: Any) -> Any:
+        calls.append(len(tokens))
+        return decode(tokens, **named)
+
+    tokenizer.decode = counting
+    stream = TextStream(Pieces(tokenizer), [], ["nowhere"])
+    tokens = [257 + i % 9 for i in range(900)]
+    for token in tokens[:20]:
         stream.push(token)
-    assert max(decoded) <= 40
-
-
-def test_a_run_of_byte_tokens_is_never_cut_inside_a_character() -> None:
-    """Emoji as four byte tokens each: whatever the window's length, none is lost, and a stop string in them is found."""
-    tokenizer = metaspace()
-    text = "🎉🥳🍰🎈" * 6
-    tokens = list(text.encode())
-    for shift in range(4):
-        prompt = [ord("x")] * shift + list("é日🎉".encode())
-        pieces, teller = streamed(tokenizer, prompt, tokens)
-        assert "".join(pieces) == teller.text == continuation(tokenizer, prompt, tokens) == text
-    _, stopped = streamed(tokenizer, [], tokens, ("🎈🎉🥳🍰🎈🎉🥳",))
-    assert stopped.stopped
-    assert stopped.text == "🎉🥳🍰"
+    calls.clear()
+    for token in tokens[20:]:
+        stream.push(token)
+    assert calls == []
+    other = TextStream(Pieces(tokenizer), [], [])
+    for token in range(256, 256 + 25):
+        other.push(token)
+    assert max(calls) <= 2
+    assert len(calls) <= 3 * 25 + 2

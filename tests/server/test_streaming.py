@@ -28,7 +28,7 @@ from starlette.requests import Request
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from merasteer.engine.text import TextStream
+from merasteer.engine.text import Pieces, TextStream
 from merasteer.errors import Cancelled, EngineFailed, InvalidInput, MeraError, Overloaded
 from merasteer.types import GeneratedToken, Generation, GenerationRequest, SteeringCounts, TokenTrace
 
@@ -42,12 +42,13 @@ class Call:
     request: GenerationRequest
     on_token: Callable[[GeneratedToken], None]
     future: Future[Generation]
+    stream: TextStream
 
     def tokens(self, ids: Iterable[int], last: bool = False, start: int = 0) -> None:
         ids = list(ids)
         for index, token in enumerate(ids, start):
             ends = last and index - start == len(ids) - 1
-            self.on_token(GeneratedToken(index, token, -0.5, None, None, False, None, ends))
+            self.on_token(GeneratedToken(index, token, -0.5, None, None, False, None, ends, self.stream.push(token)))
 
     def end(self, ids: Iterable[int], text: str) -> None:
         made = tuple(ids)
@@ -79,9 +80,6 @@ class Engine:
     def decode(self, tokens: Iterable[int]) -> str:
         return str(self.tokenizer.decode(list(tokens)))
 
-    def text_stream(self, prompt: Iterable[int], stop: Iterable[str]) -> TextStream:
-        return TextStream(self.tokenizer, list(prompt), list(stop))
-
     def check_room(self) -> None:
         if self.full:
             raise Overloaded("engine: full")
@@ -91,7 +89,11 @@ class Engine:
         for number in self.refuse.keys() & set(range(len(requests))):
             raise named(number, self.refuse[number])
         told = watchers or [None] * len(requests)
-        made = [Call(request, watcher, Future()) for request, watcher in zip(requests, told, strict=True)]
+        pieces = Pieces(self.tokenizer)
+        made = [
+            Call(request, watcher, Future(), TextStream(pieces, request.prompt, request.stop))
+            for request, watcher in zip(requests, told, strict=True)
+        ]
         self.calls += made
         return [call.future for call in made]
 

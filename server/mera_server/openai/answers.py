@@ -99,8 +99,8 @@ def _chat_token(token: Scored, alternatives: int) -> TokenLogprob:
 
 def _scored(ask: Ask, end: Finished, engine: Engine) -> list[Scored]:
     """The tokens of a finished choice; empty where the engine was not asked for log-probabilities."""
-    text, offset, found = engine.text_stream(ask.prompt.tokens, ask.plan.stop), len(ask.echo), []
-    for token, logprob in zip(end.generation.tokens, end.generation.logprobs or (), strict=False):
-        found.append(Scored(engine.decode((token,)), logprob, offset))
-        offset += len(text.push(token))
-    return found
+    made, begins = end.generation, len(ask.echo)
+    if made.logprobs is None:
+        return []
+    rows = zip(made.tokens, made.logprobs, made.offsets, strict=True)
+    return [Scored(engine.decode((token,)), logprob, begins + offset) for token, logprob, offset in rows]

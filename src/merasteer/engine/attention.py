@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
-from transformers.integrations.eager_paged import eager_paged_attention_forward
+from transformers.generation.continuous_batching.cache import PagedAttentionCache, group_layers_by_attn_type
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-__all__ = ["PER_REQUEST", "applies", "per_request_attention"]
+__all__ = ["PER_REQUEST", "applies", "per_request_attention", "take_over"]
 
 PER_REQUEST = "mera_per_request"
 # Bytes of float32 keys that are gathered at once: what the caches near the cores hold, so that the product finds them there. With
@@ -35,6 +34,23 @@ def applies(model: Any) -> bool:
     full = set(group_layers_by_attn_type(config)) == {"full_attention"}
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     return bool(model.device.type == "cpu" and full and not capped and config._attn_implementation == "sdpa")
+
+
+def take_over(model: Any, paged: Any) -> None:
+    """Has the attention functions of this module write the pages, whoever else would. Mutates `paged`, the library's cache.
+
+    5.23's layers leave that to the attention function, which is given the cache. 5.24's layers do it before; they then gather the keys
+    of the whole batch, and numbers that are not finite are in the pages already (and GPT-NeoX's leave out an argument). What the layers
+    call is made to hand the cache on to the attention function behind it, `_handed`.
+    """
+    if model.config.get_text_config()._attn_implementation not in (PER_REQUEST, *_MENDED):
+        return  # flash attention is the library's own
+
+    def update(key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        _kept.cache = paged
+        return key_states, value_states
+
+    paged.update = update
 
 
 class _Plan:
@@ -89,6 +105,7 @@ class _Kept(threading.local):
     """
 
     plan: _Plan | None = None
+    cache: Any = None  # between a layer's update and its attention
 
     def __init__(self) -> None:
         self._room: dict[tuple[str, torch.dtype], torch.Tensor] = {}
@@ -103,6 +120,12 @@ class _Kept(threading.local):
 
 
 _kept = _Kept()
+
+
+def _handed(kwargs: dict[str, Any]) -> Any:
+    """The paged cache that attention is over, None outside the engine. Takes it out of `kwargs`, or takes what `take_over` handed on."""
+    handed, _kept.cache = _kept.cache, None
+    return kwargs.pop("cache", handed)
 
 
 def _gathered(name: str, source: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -120,13 +143,13 @@ def per_request_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,  # noqa: ARG001, the interface has it; nothing to mask here
     scaling: float | None = None,
-    cache: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """query (1, heads, T, d), key and value (1, kv heads, T, d) of the new tokens; returns (1, T, heads, d). Writes the paged cache.
 
     Each request's keys and values are read from the pages once, straight into the shape that the product needs.
     """
+    cache = _handed(kwargs)
     if cache is None:
         raise RuntimeError(f"{PER_REQUEST} attends over a paged cache only; use sdpa outside the engine")
     allocator, ends = cache.layer_to_allocator[module.layer_idx], kwargs["cu_seq_lens_q"]
@@ -184,10 +207,12 @@ def _apart(inner: Attention) -> Attention:
     def attention(
         module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if kwargs.get("cache") is None:
+        cache = _handed(kwargs)
+        if cache is None:
             return inner(module, query, key, value, *args, **kwargs)
         broken = (key * 0).sum((1, 3)) + (value * 0).sum((1, 3))  # (1, T): 0, or NaN
         key, value = (states.nan_to_num(0.0, 0.0, 0.0) for states in (key, value))
+        key, value = PagedAttentionCache.update(cache, key, value, module.layer_idx, kwargs)
         out, weights = inner(module, query, key, value, *args, **kwargs)
         return out + broken[..., None, None], weights
 
@@ -195,32 +220,27 @@ def _apart(inner: Attention) -> Attention:
 
 
 def _eager(
-    module: torch.nn.Module,
+    module: torch.nn.Module,  # noqa: ARG001, the interface has it
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
     softcap: float | None = None,
-    **kwargs: Any,
+    **kwargs: Any,  # noqa: ARG001
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The library's attention over pages, with the soft cap of the scores (Gemma 2) that it leaves out."""
-    if softcap is None:
-        found: tuple[torch.Tensor, torch.Tensor] = eager_paged_attention_forward(
-            module, query, key, value, attention_mask, scaling, **kwargs
-        )
-        return found
-    key, value = kwargs.pop("cache").update(
-        key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs
-    )
+    """The library's attention over pages, and the soft cap of the scores (Gemma 2) that it leaves out."""
     key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], 1) for states in (key, value))
-    scores = torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap)) * softcap
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+_MENDED: dict[str, Attention] = {"paged|eager": _apart(_eager), "sdpa": _apart(sdpa_attention_forward)}
 AttentionInterface.register(PER_REQUEST, per_request_attention)
-AttentionInterface.register("paged|eager", _apart(_eager))
-AttentionInterface.register("sdpa", _apart(sdpa_attention_forward))
+for _name, _attention in _MENDED.items():
+    AttentionInterface.register(_name, _attention)

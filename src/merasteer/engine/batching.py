@@ -1,4 +1,4 @@
-"""The seam with transformers' continuous batching (5.23). With attention.py and scheduling.py all that knows the library's internals.
+"""The seam with transformers' continuous batching (docs/seams.md). With attention.py and scheduling.py all that knows its internals.
 
 What is added to the library, and where:
   rows      two int32 rows ride in its bulk input tensor: the slot of every request in batch order, and the slots of the requests
@@ -35,10 +35,10 @@ from transformers.generation.continuous_batching.utils import (
     stream_context,
 )
 
-from merasteer.engine.attention import PER_REQUEST, applies
+from merasteer.engine.attention import PER_REQUEST, applies, take_over
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.scheduling import FAIR
-from merasteer.engine.seams import check_seams
+from merasteer.engine.seams import check_seams, taken
 from merasteer.engine.steer import Steering
 
 __all__ = ["Delivered", "Sink", "SteeringManager", "Step", "cache_bytes_per_token"]
@@ -176,7 +176,9 @@ class SteeringManager(ContinuousBatchingManager):
         self._generation_thread.start()
 
     def _run_generation_loop(self) -> None:
-        super()._run_generation_loop()
+        # Table rows are written by other threads too: no tensor of the loop's may be one of inference mode.
+        loop = super()._run_generation_loop
+        loop(**taken(loop, use_inference_mode=False))
         self._sink.on_ended()
 
     def hand_over(self, request_id: str, prompt: list[int], new: int, eos: list[int], carried: Any) -> bool:
@@ -233,6 +235,7 @@ class SteeringManager(ContinuousBatchingManager):
         prepare, update = processor.prepare_next_batch, processor.update_batch
         _share_untouched(processor, self._sink)
         _tell_cancellations(processor.scheduler, self._sink)
+        take_over(self.model, processor.cache)
 
         def prepare_next_batch() -> bool:
             with self._stream():

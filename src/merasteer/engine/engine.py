@@ -21,7 +21,7 @@ from merasteer.engine.line import STOPPED, GroupStopped, Line
 from merasteer.engine.loading import LoadedModel
 from merasteer.engine.packing import can_pack, packed, warm_up
 from merasteer.engine.run import Run
-from merasteer.engine.text import TextStream, encode
+from merasteer.engine.text import Pieces, TextStream, encode
 from merasteer.errors import EngineFailed, MeraError, Overloaded
 from merasteer.types import (
     GeneratedToken,
@@ -48,6 +48,7 @@ class Engine(Line):
     def __init__(self, loaded: LoadedModel, config: EngineConfig | None = None) -> None:
         super().__init__(loaded, config or EngineConfig())
         self._ids = itertools.count()
+        self._pieces = Pieces(loaded.tokenizer)
         self._stack = ExitStack()
 
     # ------------------------------------------------------------------------------------------- life
@@ -126,10 +127,6 @@ class Engine(Line):
         """Text of tokens, special ones kept."""
         return str(self.loaded.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
-    def text_stream(self, prompt: Sequence[int], stop: Sequence[str]) -> TextStream:
-        """Turns one request's tokens into text while they come; the caller's own, on any thread."""
-        return TextStream(self.loaded.tokenizer, prompt, stop)
-
     def submit(
         self, request: GenerationRequest, on_token: Callable[[GeneratedToken], None] | None = None
     ) -> Future[Generation]:
@@ -153,11 +150,7 @@ class Engine(Line):
             raise EngineFailed("engine: this rank follows another; send requests to rank 0")
         watchers = watchers or [None] * len(requests)
         each(requests, lambda request: check(request, self.loaded, self.max_tokens), named)
-        # The text of a watched request is the one that the watcher's own stream joins to.
-        streams = [
-            self.text_stream(request.prompt, request.stop) if request.stop or watcher is not None else None
-            for request, watcher in zip(requests, watchers, strict=True)
-        ]
+        streams = [TextStream(self._pieces, request.prompt, request.stop) for request in requests]
         with self._lock:
             manager = self._alive()
             self.check_room()

@@ -26,7 +26,6 @@ from merasteer.engine.run import Run
 from merasteer.engine.steer import Steering
 from merasteer.engine.switching import Switching
 from merasteer.engine.tables import resume_position, untouched
-from merasteer.engine.text import continuation
 from merasteer.errors import EngineFailed, MeraError, NonFinite
 from merasteer.types import FinishReason, Generation, GenerationRequest, Tokens
 
@@ -240,7 +239,7 @@ class Line:
                 continue
             if run.stopped or (run.labelled and len(run.tokens) < run.request.budget):
                 self._cancelled.append(run)  # leaves the batch before the next one; its answer is complete
-                self._answer(run, "stop_sequence" if run.stopped else "length")
+                self._answer(run, "length")
 
     def on_finished(self, request_id: str) -> None:
         """The library is done with a request: its slot is free and its answer goes out."""
@@ -275,11 +274,7 @@ class Line:
     def _answer(self, run: Run, reason: FinishReason) -> None:
         """Answers a run with what it has. One answer that fails must not take the others along."""
         try:
-            stream, request = run.stream, run.request
-            text = continuation(self.loaded.tokenizer, request.prompt, run.tokens) if stream is None else stream.text
-            # A stop string can end in a character that only the end of the answer completes.
-            stopped = stream is not None and stream.stopped
-            answer: Generation | MeraError = run.result("stop_sequence" if stopped else reason, text)
+            answer: Generation | MeraError = run.result(reason)
         except Exception as error:  # noqa: BLE001
             answer = EngineFailed(
                 f"engine: the answer could not be made ({type(error).__name__}: {error}); send it again"

@@ -34,7 +34,7 @@ def packed(model: nn.Module) -> Iterator[None]:
 
     A weight of a dtype that this CPU cannot multiply by when packed stays as it is, and so does its product.
     Mutates the modules; afterwards, whatever happens, each has its own weight again, bit for bit. A weight that another module holds
-    too (tied to the embedding) is packed beside the plain one.
+    too (tied to the embedding, which looks rows up in it) is packed beside the plain one: its memory counts twice.
     """
     with ExitStack() as stack:
         holders = _holders(model)

@@ -40,7 +40,7 @@ class Run:
     id: str
     request: GenerationRequest
     resident: Resident | None
-    stream: TextStream | None  # where its text is needed before its end
+    stream: TextStream | None  # none where nobody reads its text: at a branching point, and on ranks that follow
     eos: frozenset[int]
     on_token: Callable[[GeneratedToken], None] | None = None
     future: Future[Generation] = field(default_factory=Future)
@@ -53,6 +53,7 @@ class Run:
     answered: bool = False  # a stop string answers a run before it leaves the batch
 
     tokens: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     trace: list[TokenTrace] = field(default_factory=list)
@@ -85,8 +86,7 @@ class Run:
         first = not self.tokens
         self.tokens.append(part.token)
         self.times.append(time.perf_counter())
-        if self.stream is not None:
-            self.stream.push(part.token)
+        text = self._read(part.token)
         label = self._label_of(part.token, read)
         # `last` commits at the first new token. `exact` commits at the first token that is a variant; until then the last
         # prompt position stands in for a missing answer.
@@ -98,7 +98,14 @@ class Run:
         if self.request.trace and step.trace is not None:
             self.trace.append(_trace(step.trace[part.read]))
         if self.on_token is not None:
-            self.on_token(self._token(part.token, read, steered=row[2] > 0))
+            self.on_token(self._token(part.token, text, read, steered=row[2] > 0))
+
+    def _read(self, token: int) -> str:
+        """What of the text became certain with a token."""
+        if self.stream is None:
+            return ""
+        self.offsets.append(self.stream.released)
+        return self.stream.push(token)
 
     def _check(self, numbers: Sequence[float]) -> None:
         """Raises NonFinite: what follows from such a number is no answer, and no neighbour's matter."""
@@ -111,7 +118,7 @@ class Run:
     @property
     def stopped(self) -> bool:
         """Whether a stop string has ended it."""
-        return bool(self.request.stop) and self.stream is not None and self.stream.stopped
+        return self.stream is not None and self.stream.stopped
 
     @property
     def labelled(self) -> bool:
@@ -124,7 +131,7 @@ class Run:
         end = acting_tokens(self.request) if self.spelt is None else self.spelt
         return self.request.policy is not None and end is not None and len(self.tokens) <= end
 
-    def _token(self, token: int, read: list[float], *, steered: bool) -> GeneratedToken:
+    def _token(self, token: int, text: str, read: list[float], *, steered: bool) -> GeneratedToken:
         before, after = self._read_errors((read[COUNTS], read[COUNTS + 1])) or (None, None)
         return GeneratedToken(
             index=len(self.tokens) - 1,
@@ -135,6 +142,7 @@ class Run:
             steered=steered,
             trace=self.trace[-1] if self.request.trace and self.trace else None,
             last=self.stopped or self.labelled or token in self.eos or len(self.tokens) >= self.request.budget,
+            text=text,
         )
 
     def _commit(self, read: list[float], row: int, label: int | None, step: Step) -> None:
@@ -164,12 +172,13 @@ class Run:
         """Why the library stopped: an end-of-sequence token, or the limit."""
         return "eos_token" if self.tokens and self.tokens[-1] in self.eos else "length"
 
-    def result(self, finish_reason: FinishReason, text: str) -> Generation:
-        """The answer, from what the delivered steps left."""
+    def result(self, finish_reason: FinishReason) -> Generation:
+        """The answer, from what the delivered steps left. Ends the text: a cut character may complete a stop string."""
+        text = "" if self.stream is None else self.stream.finish()
         return Generation(
             tokens=tuple(self.tokens),
             text=text,
-            finish_reason=finish_reason,
+            finish_reason="stop_sequence" if self.stopped else finish_reason,
             prompt_tokens=len(self.request.prompt),
             predicted_error=self._predicted_error(),
             steering=self._steering(),
@@ -181,6 +190,7 @@ class Run:
             seated_at=self.seated_at,
             started_at=self.started_at,
             token_times=tuple(self.times),
+            offsets=tuple(self.offsets),
         )
 
     def _read_errors(self, reading: tuple[float, float] | None) -> tuple[float, float] | None:

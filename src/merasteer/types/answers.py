@@ -61,9 +61,9 @@ class TokenTrace:
 class GeneratedToken:
     """One generated token on its way to a caller who watches.
 
-    index: 0-based. logprob and trace are there where the request asks for them. before, after: σ(z) at the report layer at the
-    position that chose this token, None without a policy. steered: whether the step that chose it moved a cell. last: nothing
-    follows it, the request's `Generation` is next.
+    index: 0-based. text: what of the answer's text became certain with it. logprob and trace are there where the request asks for
+    them. before, after: σ(z) at the report layer at the position that chose this token, None without a policy. steered: whether the
+    step that chose it moved a cell. last: nothing follows it, the request's `Generation` is next.
     """
 
     index: int
@@ -74,12 +74,14 @@ class GeneratedToken:
     steered: bool
     trace: TokenTrace | None
     last: bool
+    text: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
     """The engine's answer to one request.
 
+    offsets: where in `text` begins what each token made certain; a special token makes nothing certain, nor does one that is cut.
     activations: hook point -> (L, d) at the answer position, before any step there; only from an engine that captures.
     token_times, queued_at, seated_at (it got its place), started_at (its prompt is computed): `time.perf_counter()` seconds.
     """
@@ -98,3 +100,4 @@ class Generation:
     seated_at: float = 0.0
     started_at: float = 0.0
     token_times: tuple[float, ...] = ()
+    offsets: tuple[int, ...] = ()
