@@ -119,7 +119,7 @@ DATA, VARIANTS = MINIMAL + "[data]\n", MINIMAL.replace("[prompt]", "[variants]\n
         (DATA, "data.path: neither path nor hub given"),
         (DATA + 'path = "a.csv"\nhub = "a/b"\n', "data.path: both path and hub given"),
         (DATA + 'path = "a.csv"\nsplit = "train"\n', "data.split: 'train' is given with path"),
-        (DATA + 'path = "a\\u0000.csv"\n', "data.path: 'a\\x00.csv' holds a NUL character"),
+        (DATA + 'path = "a\\u0000.csv"\n', "data.path: 'a\\x00.csv' holds a control character"),
         (DATA + 'path = "a.txt"\n', "data.path: 'a.txt' ends in none of .jsonl"),
         (DATA + 'hub = "just-a-name"\n', "data.hub: 'just-a-name' is not owner/name"),
         (DATA + 'path = "a.csv"\nlabel = " "\n', "data.label: missing or blank"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from merasteer.errors import BadTask
 from merasteer.tasks.row import Row, Wanted, refuse_repeated
+from merasteer.tasks.table import listed
 
 __all__ = ["parquet_rows"]
 
@@ -56,7 +57,7 @@ def _values(path: Path, batch: Any, name: str) -> list[Any]:
         return list(column.to_pylist())
     except Exception as error:  # noqa: BLE001 - types that Python has no value for, texts that are not UTF-8
         raise BadTask(
-            f"{path}: {name}: of type {_line(column.type)}, which cannot be read ({_why(error)}); write it as text"
+            f"{path}: {listed([name])}: of type {_line(column.type)}, which cannot be read ({_why(error)}); write it as text"
         ) from None
 
 

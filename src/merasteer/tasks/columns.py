@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from merasteer.errors import BadTask
 from merasteer.tasks.prompts import fields_of
 from merasteer.tasks.row import Row
-from merasteer.tasks.table import shown
+from merasteer.tasks.table import listed, shown
 from merasteer.types import DataSource, Task
 
 __all__ = ["chosen", "contents", "wanted_columns"]
@@ -95,14 +95,14 @@ def _index(row: Row, column: str, labels: tuple[str, ...], numbered: bool) -> in
     if numbered and isinstance(value, str | int) and text is not None and _WHOLE.fullmatch(text.strip()):
         number = int(text)
     if number is not None and named is not None and named != number:
-        meant = f"that of {labels[number]!r}" if number < len(labels) else "that of no label"
+        meant = f"that of {shown(labels[number])}" if number < len(labels) else "that of no label"
         _refuse(
-            row, column, f"{shown(value)} is the label {labels[named]!r}, but as a number (data.label_index) {meant}; "
+            row, column, f"{shown(value)} is the label {shown(labels[named])}, but as a number (data.label_index) {meant}; "
             f"remove label_index, or write the labels in words",
         )  # fmt: skip
     found = number if number is not None and number < len(labels) else named
     if found is None:
-        _refuse(row, column, f"{shown(value)} is not one of the labels {', '.join(labels)}; {_remedy(value)}")
+        _refuse(row, column, f"{shown(value)} is not one of the labels {listed(labels)}; {_remedy(value)}")
     return found
 
 
@@ -153,4 +153,4 @@ def _folded(text: str) -> str:
 
 
 def _refuse(row: Row, column: str, problem: str) -> NoReturn:
-    raise BadTask(f"{row.where}: {column}: {problem}")
+    raise BadTask(f"{row.where}: {listed([column])}: {problem}")
