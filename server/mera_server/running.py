@@ -75,8 +75,10 @@ class Running:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in INFERENCE_ROUTES:
             await self.app(scope, receive, send)
             return
-        if self.flights.draining:
-            raise NotReady("server: it is stopping and takes no more requests; ask another one, or this one later")
+        if self.flights.draining:  # no failure, so nothing for the error log
+            stopping = NotReady("server: it is stopping and takes no more requests; ask another one, or this one later")
+            await error_response(stopping)(scope, receive, send)
+            return
         answer = _Answer(send, self.room)
         flight: Flight | None = None
         try:
