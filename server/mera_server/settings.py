@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Set
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -41,6 +42,10 @@ COMMANDS = (
 _ARTIFACT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(@[0-9a-f]{4,64})?")
 Positive = Annotated[int, Field(ge=1)]
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
+
+
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 class Settings(BaseModel):
@@ -159,14 +164,16 @@ class Settings(BaseModel):
     @classmethod
     def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if wrong := [origin for origin in value if origin != "*" and not _ORIGIN.fullmatch(origin)]:
-            raise ValueError(f"{wrong[0]!r} is no origin such as https://example.org:8443, without a path")
+            raise ValueError(f"{_shown(wrong[0])} is no origin such as https://example.org:8443, without a path")
         return value
 
     @field_validator("require")
     @classmethod
     def _are_artifacts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if wrong := [one for one in value if not _ARTIFACT.fullmatch(one)]:
-            raise ValueError(f"{wrong[0]!r} is neither a task's name nor TASK@DIGEST with 4 to 64 hexadecimal digits")
+            raise ValueError(
+                f"{_shown(wrong[0])} is neither a task's name nor TASK@DIGEST with 4 to 64 hexadecimal digits"
+            )
         return value
 
     @model_validator(mode="after")
@@ -231,14 +238,22 @@ def read_config(path: Path, command: str, known: Set[str]) -> dict[str, Any]:
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
     for table in tables.keys() - set(COMMANDS):
         raise UnknownField(
-            f"config: {path} has an unknown table [{table}]{meant(table, COMMANDS)}; use one of {', '.join(COMMANDS)}"
+            f"config: {path} has an unknown table [{_shown(table)[1:-1]}]{meant(table, COMMANDS)}; use one of {', '.join(COMMANDS)}"
         )
     values = {name: value for name, value in content.items() if name not in tables} | tables.get(command, {})
     for name in values.keys() - known:
         raise UnknownField(
-            f"config: {path} has an unknown option {name!r}{meant(name, known)}; known options: {', '.join(sorted(known))}"
+            f"config: {path} has an unknown option {_shown(name)}{meant(name, known)}; known options: {', '.join(sorted(known))}"
         )
     return values
+
+
+def _shown(value: object) -> str:
+    """For a message, shortened."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def _one_line(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
@@ -252,4 +267,4 @@ def _one_line(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]
     field = Settings.model_fields.get(name)
     about = f" ({field.description})" if field else ""
     allowed = first["msg"][0].lower() + first["msg"][1:]
-    return f"{spelt}: {first['input']!r} is not accepted, {allowed}{about}"
+    return f"{spelt}: {_shown(first['input'])} is not accepted, {allowed}{about}"

@@ -99,6 +99,8 @@ def test_a_wrong_value_in_the_file_names_the_file(file: Path) -> None:
         ("prt = 1", UnknownField, r"unknown option 'prt' \(did you mean port\?\)"),
         ("[serv]\nport = 1", UnknownField, r"unknown table \[serv\] \(did you mean serve\?\)"),
         ("port = " + "9" * 5000, InvalidInput, "is not TOML"),
+        (f"port = 0x{'f' * 5000}", InvalidInput, "port: a number of thousands of digits is not accepted"),
+        (f"{'x' * 9999} = 1", UnknownField, r"unknown option 'x{30,40}\.\.\.x{30,40}'; known"),
         ("x = " + "[" * 5000, InvalidInput, "is not TOML"),
         ("port 1", InvalidInput, "is not TOML"),
     ],
