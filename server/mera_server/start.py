@@ -1,14 +1,17 @@
 """What the console script runs: an interrupt is answered in one line from here on, while modules are imported and at the very end, too.
 
-Inside an import a KeyboardInterrupt may be swallowed, or come out as another error: there the process ends at once.
+Inside an import a KeyboardInterrupt may be swallowed, or come out as another error or an abort: there the process ends at once.
+Before the handler is there nothing is imported that is not built into the interpreter.
 """
 
 from __future__ import annotations
 
+import _signal as signals  # type: ignore[import-not-found]  # signal itself takes milliseconds
 import os
-import signal
-import threading
-from types import FrameType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
 
 __all__ = ["INTERRUPTED", "main"]
 
@@ -18,8 +21,7 @@ _IMPORTING = "<frozen importlib"
 
 def main() -> int:
     """The exit code of the process's command line."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _interrupt)  # unless it is ignored, as behind a shell's &
+    ours = _set(_interrupt)
     try:
         from mera_server.cli import main as command
 
@@ -27,7 +29,19 @@ def main() -> int:
     except KeyboardInterrupt:  # a second one, while the first was told
         return INTERRUPTED
     finally:
-        _end_at_once_from_here()
+        if ours:
+            _set(_leave)  # the interpreter's own end runs code that no interrupt should cut with a traceback
+
+
+def _set(handler: object) -> bool:
+    """Whether the handler is in force: not where interrupts are ignored, as behind a shell's &, and not off the main thread."""
+    if signals.getsignal(signals.SIGINT) == signals.SIG_IGN:
+        return False
+    try:
+        signals.signal(signals.SIGINT, handler)
+    except ValueError:
+        return False
+    return True
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -37,12 +51,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
             _leave(number, None)
         frame = frame.f_back
     raise KeyboardInterrupt
-
-
-def _end_at_once_from_here() -> None:
-    """The interpreter's own end runs code that no interrupt should cut with a traceback."""
-    if signal.getsignal(signal.SIGINT) is _interrupt:
-        signal.signal(signal.SIGINT, _leave)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
