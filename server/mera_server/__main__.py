@@ -2,6 +2,6 @@
 
 import sys
 
-from mera_server.cli import main
+from mera_server.start import main
 
 sys.exit(main())

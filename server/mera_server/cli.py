@@ -5,14 +5,17 @@ Torch and transformers are imported inside the commands that need them: `mera --
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mera_server.commands import bench, demo, keys, ledger, probes, recertify, report, serve, stages, tasks
+from mera_server.environment import check_environment
+from mera_server.settings import PREFIX, Settings
 from merasteer.errors import MeraError
 
 __all__ = ["app", "main"]
@@ -32,11 +35,25 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback prints it
         bool, typer.Option("--version", help="print the version", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
-    pass
+    context.obj = check_environment(os.environ, _variables(context.command))
+    if context.invoked_subcommand != "serve":  # which logs them, in the form that its log has
+        for line in context.obj:
+            _say(line, 0)
+
+
+def _variables(command: Any) -> Iterator[str]:
+    """The environment variables of a command's options and of all below it."""
+    yield from (PREFIX + name.upper() for name in Settings.model_fields)
+    for parameter in command.params:
+        found = parameter.envvar or ()
+        yield from (found,) if isinstance(found, str) else found
+    for child in getattr(command, "commands", {}).values():
+        yield from _variables(child)
 
 
 app.command()(serve.serve)
@@ -61,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", 130)
     except typer.TyperException as error:
-        return _say(f"{error.format_message().rstrip('.')}. Try mera --help", 2)
+        told = error.format_message().rstrip(".")
+        return _say(f"{told}{'' if told.endswith('?') else '.'} Try mera --help", 2)
     except MeraError as error:
         return _say(str(error), 2 if error.status < 500 else 1)
     except BrokenPipeError:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 __all__ = ["JsonFormatter", "adopt", "current_request", "fields", "set_up"]
 
 OURS = ("mera", "merasteer", "uvicorn")
+# What a probe of readiness is told while a model is loading is no news either; that it is stopping has a line of its own.
+CHECKS = {"/health": (200, 503), "/health/live": (200,), "/health/ready": (200, 503), "/metrics": (200,)}
 current_request: ContextVar[str | None] = ContextVar("current_request", default=None)
 
 
@@ -23,9 +25,11 @@ def fields(**given: Any) -> dict[str, Any]:
     return {"fields": given}
 
 
-def set_up(level: str, form: Literal["text", "json"]) -> None:
-    """Sends everything that is logged to stderr in one form; Python's warnings too."""
+def set_up(level: str, form: Literal["text", "json"], *, checks: bool = True) -> None:
+    """Sends everything that is logged to stderr in one form; Python's warnings too. checks: also what machines ask time and again."""
     handler = logging.StreamHandler()
+    if not checks:
+        handler.addFilter(_is_no_check)
     handler.setFormatter(
         JsonFormatter() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     )
@@ -35,6 +39,12 @@ def set_up(level: str, form: Literal["text", "json"]) -> None:
     logging.captureWarnings(True)
     for name in OURS:
         logging.getLogger(name).setLevel(level.upper())
+
+
+def _is_no_check(record: logging.LogRecord) -> bool:
+    """Whether the line is anything but that of a health check or a scrape that was answered as such ones are."""
+    told: dict[str, Any] = getattr(record, "fields", {})
+    return told.get("status") not in CHECKS.get(told.get("route", ""), ()) or record.name != "mera.access"
 
 
 def adopt(*names: str) -> None:

@@ -75,17 +75,15 @@ class Running:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in INFERENCE_ROUTES:
             await self.app(scope, receive, send)
             return
-        if self.flights.draining:
-            raise NotReady("server: it is stopping and takes no more requests; ask another one, or this one later")
         answer = _Answer(send, self.room)
         flight: Flight | None = None
         try:
-            self.room.check()
+            self._check()
             async with asyncio.timeout(self.seconds) as timeout:
                 flight = Flight(timeout)
                 self.flights.add(flight)
                 await self.app(scope, receive, answer.send)
-        except Overloaded as error:
+        except (NotReady, Overloaded) as error:  # refusals, no failures: nothing for the error log
             await error_response(error)(scope, receive, answer.send)
         except TimeoutError:
             if flight is None or not flight.timeout.expired():
@@ -94,6 +92,12 @@ class Running:
         finally:
             if flight is not None:
                 self.flights.remove(flight)
+
+    def _check(self) -> None:
+        """Raises what keeps new requests out."""
+        if self.flights.draining:
+            raise NotReady("server: it is stopping and takes no more requests; ask another one, or this one later")
+        self.room.check()
 
     def _late(self) -> MeraError:
         return DeadlineExceeded(

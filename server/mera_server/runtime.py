@@ -14,6 +14,7 @@ from mera_server.canaries import Watch, without
 from mera_server.keys import KeyRing
 from mera_server.metrics import Metrics
 from mera_server.replies import ReloadReply
+from mera_server.requirements import lacking
 from mera_server.resolve import Limits, Plan
 from mera_server.room import Room
 from mera_server.running import Flights
@@ -50,13 +51,21 @@ class Runtime:
         self.canaries: Watch | None = None
         self._loader, self._on_failure = loader, on_failure
         self._serving: Serving | None = None
+        self._loading: threading.Thread | None = None
         self._stopped = self._told = self._reported = False
         self._lock = threading.Lock()
         self._reading = threading.Lock()  # held while the stores are read
 
     def start(self) -> None:
         """Loads in a daemon thread: an interrupted start does not wait for a large model."""
-        threading.Thread(target=self._load, name="mera-loading", daemon=True).start()
+        self._loading = threading.Thread(target=self._load, name="mera-loading", daemon=True)
+        self._loading.start()
+
+    def loading(self, wait: float = 0.0) -> bool:
+        """Whether the thread that loads is still at it, after so many seconds at most."""
+        if self._loading is not None:
+            self._loading.join(wait)
+        return self._loading is not None and self._loading.is_alive()
 
     def stop(self) -> None:
         """Stops the engine. Blocks until its loop has ended."""
@@ -144,7 +153,9 @@ class Runtime:
         """Raises what keeps this server from taking requests."""
         if self.flights.draining:
             raise NotReady("server: it is stopping; ask another one")
-        self.serving()
+        why = lacking(self.serving().catalog, self.settings.require, self.settings.require_certified)
+        if why is not None:
+            raise NotReady(why)
 
     def _tell_once(self, failure: BaseException) -> None:
         if not self._told:

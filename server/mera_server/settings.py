@@ -13,10 +13,12 @@ import re
 import tomllib
 from collections.abc import Mapping, Set
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mera_server.nearest import meant
 from merasteer.errors import InvalidInput, UnknownField
 
 __all__ = ["COMMANDS", "PREFIX", "Settings", "read_config"]
@@ -37,8 +39,13 @@ COMMANDS = (
     "keys",
 )
 
+_ARTIFACT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(@[0-9a-f]{4,64})?")
 Positive = Annotated[int, Field(ge=1)]
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
+
+
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 class Settings(BaseModel):
@@ -50,6 +57,9 @@ class Settings(BaseModel):
         str | None, Field(description="model folder, .gguf file or hub id, or demo; none: the built-in demo")
     ] = None
     store: Annotated[Path, Field(description="folder of artifacts, read beside the demo's own")] = Path("probes_store")
+    create_store: Annotated[
+        bool, Field(description="make the store where it does not exist; without it that is an error")
+    ] = False
     host: Annotated[str, Field(description="address to listen on", min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(description="port to listen on, 0 for any free one", ge=0, le=65535)] = 8000
     device: Annotated[str, Field(description="auto, cpu or cuda[:n]")] = "auto"
@@ -67,6 +77,12 @@ class Settings(BaseModel):
             description="replay the canaries at the start, and end it unless every certificate of a task's artifact holds here"
         ),
     ] = False
+    require: Annotated[
+        tuple[str, ...],
+        Field(
+            description="not ready until these are each task's default artifact: TASK or TASK@DIGEST, between commas"
+        ),
+    ] = ()
     default_task: Annotated[
         str | None, Field(description="task of requests that name none; none: they are not steered")
     ] = None
@@ -131,13 +147,16 @@ class Settings(BaseModel):
     otel_endpoint: Annotated[
         str | None, Field(description="URL of an OTLP/HTTP collector that gets a span for each request (extra: otel)")
     ] = None
+    log_checks: Annotated[bool, Field(description="health checks and scrapes have a line in the access log, too")] = (
+        False
+    )
     log_content: Annotated[bool, Field(description="log prompts and answers, too; without it no line holds any")] = (
         False
     )
 
-    @field_validator("cors_origin", mode="before")
+    @field_validator("cors_origin", "require", mode="before")
     @classmethod
-    def _origins(cls, value: Any) -> Any:
+    def _parts(cls, value: Any) -> Any:
         """A text is split at its commas."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -145,7 +164,16 @@ class Settings(BaseModel):
     @classmethod
     def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if wrong := [origin for origin in value if origin != "*" and not _ORIGIN.fullmatch(origin)]:
-            raise ValueError(f"{wrong[0]!r} is no origin such as https://example.org:8443, without a path")
+            raise ValueError(f"{_shown(wrong[0])} is no origin such as https://example.org:8443, without a path")
+        return value
+
+    @field_validator("require")
+    @classmethod
+    def _are_artifacts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [one for one in value if not _ARTIFACT.fullmatch(one)]:
+            raise ValueError(
+                f"{_shown(wrong[0])} is neither a task's name nor TASK@DIGEST with 4 to 64 hexadecimal digits"
+            )
         return value
 
     @model_validator(mode="after")
@@ -202,18 +230,30 @@ class Settings(BaseModel):
 def read_config(path: Path, command: str, known: Set[str]) -> dict[str, Any]:
     """The values that the file holds for `command`: its top level, then the command's table. Unknown names are errors."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise InvalidInput(f"config: {path} cannot be read ({error.strerror}); give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"config: {path} is not TOML ({error}); write lines such as port = 8000") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise InvalidInput(f"config: {path} is not TOML in UTF-8 ({error}); write lines such as port = 8000") from None
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
     for table in tables.keys() - set(COMMANDS):
-        raise UnknownField(f"config: {path} has an unknown table [{table}]; use one of {', '.join(COMMANDS)}")
+        raise UnknownField(
+            f"config: {path} has an unknown table [{_shown(table)[1:-1]}]{meant(table, COMMANDS)}; use one of {', '.join(COMMANDS)}"
+        )
     values = {name: value for name, value in content.items() if name not in tables} | tables.get(command, {})
     for name in values.keys() - known:
-        raise UnknownField(f"config: {path} has an unknown option {name!r}; known options: {', '.join(sorted(known))}")
+        raise UnknownField(
+            f"config: {path} has an unknown option {_shown(name)}{meant(name, known)}; known options: {', '.join(sorted(known))}"
+        )
     return values
+
+
+def _shown(value: object) -> str:
+    """For a message, shortened."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def _one_line(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
@@ -227,4 +267,4 @@ def _one_line(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]
     field = Settings.model_fields.get(name)
     about = f" ({field.description})" if field else ""
     allowed = first["msg"][0].lower() + first["msg"][1:]
-    return f"{spelt}: {first['input']!r} is not accepted, {allowed}{about}"
+    return f"{spelt}: {_shown(first['input'])} is not accepted, {allowed}{about}"

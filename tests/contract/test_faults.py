@@ -84,7 +84,7 @@ def test_a_wall_clock_that_jumps_changes_nothing_but_the_time_in_the_log(
     store, clock = tmp_path / "store", tmp_path / "clock"
     clock.write_text("0")
     options = ("--port", "0", "--store", str(store), "--reload-seconds", "0.2", "--log-format", "json")
-    limits = ("--request-timeout", "2", "--rate-limit", "0.001", "--rate-burst", "6")
+    limits = ("--create-store", "--request-timeout", "2", "--rate-limit", "0.001", "--rate-burst", "6")
     with mera_serve(*options, *limits, code=JUMPING, CLOCK=str(clock)) as (process, address):
         assert process.stderr is not None
         log: list[str] = []

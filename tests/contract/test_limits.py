@@ -240,7 +240,7 @@ def test_a_server_that_is_open_to_others_says_so_loudly(
         assert main(["keys", "add", "a", *arguments[-2:]]) == 0
     monkeypatch.setattr("mera_server.process.Server.run", lambda *_, **__: None)
     monkeypatch.setattr(
-        "mera_server.commands.serve.set_up", lambda *_: None
+        "mera_server.commands.serve.set_up", lambda *_, **__: None
     )  # it would take the test's own handler away
     assert main(["serve", "--port", "0", *arguments]) == 0
     told = [record for record in caplog.records if record.levelname == "CRITICAL"]
@@ -299,7 +299,7 @@ def test_a_certificate_that_cannot_be_used_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mera_server.commands.serve.set_up", lambda *_: None)
+    monkeypatch.setattr("mera_server.commands.serve.set_up", lambda *_, **__: None)
     cert, key = (str(path) for path in certificate)
     (tmp_path / "no.pem").write_text("nothing", encoding="utf-8")
     for wrong in ((cert, cert), (str(tmp_path / "no.pem"), key), (cert, str(tmp_path / "absent.pem"))):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mera_server.loading import load
+from mera_server.requirements import check_store
 from mera_server.settings import COMMANDS, Settings, read_config
 
 from merasteer.errors import InvalidInput, UnknownField
@@ -54,6 +55,8 @@ def test_every_option_has_an_environment_variable() -> None:
         "MERA_PACK_WEIGHTS": "false",
         "MERA_OPEN": "true",
         "MERA_REQUIRE_CERTIFIED": "true",
+        "MERA_CREATE_STORE": "true",
+        "MERA_LOG_CHECKS": "true",
         "MERA_LOG_FORMAT": "json",
         "MERA_LOG_CONTENT": "true",
         "MERA_CORS_ORIGIN": "https://a.example,http://[::1]:8080",
@@ -72,6 +75,8 @@ def test_every_option_has_an_environment_variable() -> None:
         ({"request_timeout": "nan"}, {}, ["--request-timeout", "'nan'", "finite"]),
         ({"tls_cert": "x.pem"}, {}, ["tls_cert and tls_key", "give both or none"]),
         ({}, {"MERA_RATE_BURST": "3"}, ["rate_burst", "rate_limit", "give both or none"]),
+        ({"require": "spam@xyz"}, {}, ["--require", "'spam@xyz'", "TASK@DIGEST"]),
+        ({"require": "../up"}, {}, ["--require", "'../up'", "neither a task's name"]),
         ({}, {"MERA_STEERING": "maybe"}, ["MERA_STEERING", "'maybe'", "'on' or 'off'"]),
     ],
 )
@@ -91,8 +96,12 @@ def test_a_wrong_value_in_the_file_names_the_file(file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ("prt = 1", UnknownField, "unknown option 'prt'"),
-        ("[serv]\nport = 1", UnknownField, r"unknown table \[serv\]"),
+        ("prt = 1", UnknownField, r"unknown option 'prt' \(did you mean port\?\)"),
+        ("[serv]\nport = 1", UnknownField, r"unknown table \[serv\] \(did you mean serve\?\)"),
+        ("port = " + "9" * 5000, InvalidInput, "is not TOML"),
+        (f"port = 0x{'f' * 5000}", InvalidInput, "port: a number of thousands of digits is not accepted"),
+        (f"{'x' * 9999} = 1", UnknownField, r"unknown option 'x{30,40}\.\.\.x{30,40}'; known"),
+        ("x = " + "[" * 5000, InvalidInput, "is not TOML"),
         ("port 1", InvalidInput, "is not TOML"),
     ],
 )
@@ -151,3 +160,35 @@ def test_origins_stand_between_commas_or_in_a_list(file: Path) -> None:
 def test_the_burst_is_that_of_ten_seconds(given: dict[str, float], burst: float) -> None:
     assert Settings.load(given).burst == burst
     assert Settings.load({"rate_limit": 5, "rate_burst": 2}).burst == 2
+
+
+def test_a_byte_order_mark_is_no_content(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbfport = 5\n")
+    assert Settings.load(config=file).port == 5
+    file.write_bytes("port = 5\n".encode("utf-16"))
+    with pytest.raises(InvalidInput, match="is not TOML in UTF-8"):
+        Settings.load(config=file)
+
+
+def test_required_artifacts_stand_between_commas() -> None:
+    assert Settings.load({"require": "spam, ham@00ff"}).require == ("spam", "ham@00ff")
+
+
+def test_a_store_that_is_not_there_is_an_error_unless_it_is_to_be_made_or_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_store(Settings())
+    absent, file = tmp_path / "a" / "b", tmp_path / "file"
+    with pytest.raises(InvalidInput, match=r"store: no such folder '.*b'; mount it .* or give --create-store"):
+        check_store(Settings(store=absent))
+    assert not absent.exists()
+    check_store(Settings(store=absent, create_store=True))
+    check_store(Settings(store=absent))
+    file.touch()
+    for create in (False, True):
+        with pytest.raises(InvalidInput, match=r"store: '.*file' cannot be read \((Not a directory|File exists)\)"):
+            check_store(Settings(store=file, create_store=create))
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(InvalidInput, match="store: no such folder"):
+        check_store(Settings(store=tmp_path / "link"))

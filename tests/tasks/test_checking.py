@@ -87,8 +87,17 @@ def test_what_was_found_before_the_error_is_kept(task):
 
 def test_a_bad_row_and_an_empty_file_are_told(task, chatty):
     assert "line 2: label: 'eggs' is not one of the labels" in str(check(task([("a", "ham"), ("b", "eggs")])).error)
-    found = check(task([]), chatty("chatml"), 100)
-    assert "80 rows needed (40 train + 20 calibration + 20 test), 0 available" in str(found.error)
+    found = check(task([("a", "ham"), ("b", "spam")]), chatty("chatml"), 100)
+    assert "80 rows needed (40 train + 20 calibration + 20 test), 2 available" in str(found.error)
+    assert "rows.jsonl: holds no rows" in str(check(task([])).error)
+
+
+def test_a_delimiter_that_is_no_comma_is_told(task, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text;label\n" + "".join(f"row {n}, as it is;{LABELS[n % 2]}\n" for n in range(100)))
+    found = check(replace(task(), data=DataSource("label", path=file)))
+    assert found.error is None
+    assert lines(found, "note: ") == [f"note: {file}: columns are separated by semicolons, as its header shows"]
 
 
 def test_one_prompt_is_shown_with_its_special_tokens(task, chatty):
@@ -157,7 +166,7 @@ def test_rows_that_are_too_long_are_named(task, chatty):
 
 
 def test_a_template_that_refuses_is_an_error(task, chatty):
-    assert "the chat template of the model refuses" in str(check(task(), chatty("broken"), 1000).error)
+    assert "the model's chat template is broken" in str(check(task(), chatty("broken"), 1000).error)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from merasteer.errors import BadTask
-from merasteer.tasks import read_examples
+from merasteer.tasks import Row, read_examples
+from merasteer.tasks.columns import chosen
 from merasteer.types import DataSource, Task
 
 LABELS = ("ham", "spam")
@@ -69,8 +72,127 @@ def test_what_is_no_index_is_refused(value):
     assert len(str(caught.value)) < 200
 
 
-def test_a_label_that_is_a_number_itself_comes_before_the_index():
-    assert read(rows("text", "label", ("1", "0", "1")), labels=("1", "0"), label_index=True)[0] == ("a", 0)
+NUMBERS = ("1", "2", "3")
+
+
+@pytest.mark.parametrize("value", [1, "1", " 1 ", 2, "2", 3, "3"])
+def test_a_number_that_is_one_label_by_name_and_another_by_number_is_refused(value):
+    with pytest.raises(
+        BadTask, match=r"^row 1: label: .* is the label '.', but as a number \(data.label_index\) that of "
+    ) as at:
+        read([{"text": "a", "label": value}], labels=NUMBERS, label_index=True)
+    assert str(at.value).endswith("; remove label_index, or write the labels in words")
+
+
+def test_a_number_is_a_label_where_name_and_number_agree():
+    assert read(rows("text", "label", (1, "0", " 1")), labels=("0", "1"), label_index=True)[0] == ("a", 1)
+    assert read([{"text": "a", "label": 0}], labels=NUMBERS, label_index=True) == [("a", 0)]
+
+
+def both(tmp_path, value, labels, **source):
+    """What one value means as JSON and as CSV: the label's index, or the complaint without its place."""
+    written, meant = json.dumps(value), []
+    (tmp_path / "rows.jsonl").write_text(f'{{"text": "a", "label": {written}}}\n')
+    (tmp_path / "rows.csv").write_text(f"text,label\na,{written}\n")
+    for name in ("rows.jsonl", "rows.csv"):
+        described = task(DataSource("label", path=tmp_path / name, **source), labels)
+        try:
+            meant.append(read_examples(described)[0].label)
+        except BadTask as error:
+            meant.append("refused" if str(error).startswith(f"{tmp_path / name}: line ") else str(error))
+    return meant
+
+
+VALUES = (
+    0,
+    1,
+    2,
+    3,
+    -1,
+    1.0,
+    0.5,
+    10**30,
+    True,
+    False,
+    None,
+    "1",
+    " 1",
+    "01",
+    "1.0",
+    "true",
+    "True",
+    "ham",
+    "HAM ",
+    "",
+    "null",
+)
+SETS = (
+    ("1", "2", "3"),
+    ("0", "1"),
+    ("true", "false"),
+    ("True", "true"),
+    ("1.0", "0.5"),
+    ("1", "1.0"),
+    ("ham", "1"),
+    ("null", "x"),
+)
+
+
+@pytest.mark.parametrize("labels", SETS)
+@pytest.mark.parametrize("numbered", [False, True])
+def test_no_value_means_one_label_in_jsonl_and_another_in_csv(tmp_path, labels, numbered):
+    for value in VALUES:
+        jsonl, csv = both(tmp_path, value, labels, label_index=numbered)
+        assert jsonl == csv or "refused" in (jsonl, csv), value
+        assert {type(jsonl), type(csv)} <= {int, str}
+        assert all(one == "refused" for one in (jsonl, csv) if type(one) is str), value
+
+
+def test_a_number_with_a_point_is_no_whole_number():
+    with pytest.raises(BadTask, match=r"1\.0 is not one of the labels 0, 1; write whole numbers without a point"):
+        read([{"text": "a", "label": 1.0}], labels=("0", "1"))
+    assert read([{"text": "a", "label": 0.5}], labels=("0.5", "1.5")) == [("a", 0)]
+    assert read([{"text": "a", "label": "0.5"}], labels=("0.5", "1.5")) == [("a", 0)]
+
+
+def test_a_truth_value_is_refused_where_labels_differ_by_its_case_alone():
+    with pytest.raises(BadTask, match="True is not one of the labels True, true"):
+        read([{"text": "a", "label": True}], labels=("True", "true"))
+
+
+def test_one_letter_in_two_codings_is_one_label():
+    assert read([{"text": "a", "label": "caf\u00e9"}], labels=("cafe\u0301", "bar")) == [("a", 0)]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (None, "None .*give the row a label"),
+        (b"ham", "of type bytes, write it as text"),
+        (float("nan"), "nan"),
+        (["ham"], "list"),
+    ],
+)
+def test_what_is_no_label_at_all_is_refused(value, says):
+    with pytest.raises(BadTask, match=rf"row 1: label: .*is not one of the labels.*{says}|row 1: label: {says}"):
+        read([{"text": "a", "label": value}])
+
+
+def test_a_value_that_where_cannot_compare_is_refused():
+    for value, says in (
+        (1.0, "write whole numbers without a point"),
+        ("1.0", "nearly what data.where asks"),
+        ([1], "of type list"),
+    ):
+        with pytest.raises(BadTask, match=f"row 1: on: .*{says}"):
+            list(chosen([Row("row 1", {"on": value})], {"on": (1,)}))
+    rows = [
+        Row("row 1", {"on": None}),
+        Row("row 2", {"on": True}),
+        Row("row 3", {"on": "TRUE"}),
+        Row("row 4", {"on": 1}),
+    ]
+    assert [row.where for row in chosen(rows, {"on": (True,)})] == ["row 2", "row 3"]
 
 
 @pytest.mark.parametrize("values", [(0, 1, 0), ("0", "1", "0"), (" 0", "1 ", 0)])

@@ -8,6 +8,7 @@ import pytest
 
 from merasteer.errors import BadTask, InvalidInput
 from merasteer.tasks import Prompter, demonstrations, resolve
+from merasteer.tasks.chat import broken
 from merasteer.types import Task
 
 TASK = Task("spam", ("ham", "spam"), (("ham", " ham"), ("spam",)), 'Message: "{text}" {{Ham}} or spam?', chat=None)
@@ -143,13 +144,34 @@ def test_two_fields_and_no_literal_between_them(chatty):
     assert not made.matches(made.text({"a": "x", "b": "y"}).replace("?", "!"))
 
 
-def test_a_template_that_refuses_is_named_as_the_models_in_one_line(chatty):
-    with pytest.raises(
-        BadTask, match=r"the chat template of the model refuses .*\(TemplateError: this template is broken\)"
-    ) as at:
-        prompter(chatty("broken"))
-    assert "not the request's" in str(at.value)
-    assert "\n" not in str(at.value)
+BROKEN = [
+    ("{{ raise_exception('this template\nis broken') }}", r"\(TemplateError: this template is broken\)"),
+    ("{{ messages[0]['content'] }}\n{% for %}", r"\(TemplateSyntaxError: .*, line 2 of it\)"),
+    ("{{ messages[0].content.nothing.of_it }}", r"\(UndefinedError: "),
+    ("{{ 1 / 0 }}", r"\(ZeroDivisionError: "),
+]
+
+
+@pytest.mark.parametrize(("template", "why"), BROKEN)
+def test_a_template_that_takes_no_conversation_is_told_as_broken_and_whose_fault_that_is(chatty, template, why):
+    tokenizer = chatty("chatml")
+    tokenizer.chat_template = template
+    with pytest.raises(BadTask, match="the model's chat template is broken.*" + why) as caught:
+        prompter(tokenizer)
+    assert "the fault is in the model's files, not in task or request: mend their chat_template" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_refuses_one_conversation_is_not_broken(chatty):
+    assert [broken(chatty(family)) for family in ("chatml", "gemma", "deaf")] == [None] * 3
+    demanding = chatty("chatml")
+    demanding.chat_template = (
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ messages[1]['content'] }}"
+    )
+    assert broken(demanding) is None
+    with pytest.raises(BadTask, match=r"refuses this conversation \(TemplateError: no system\).*not the request's"):
+        prompter(demanding)
 
 
 def test_a_template_that_refuses_one_message_does_not_repeat_it(chatty):

@@ -16,23 +16,29 @@ import typer
 
 from mera_server.commands.options import all_options
 from mera_server.logs import adopt, set_up
+from mera_server.requirements import check_store
 from mera_server.settings import Settings
+from mera_server.start import INTERRUPTED
 from merasteer.errors import InvalidInput
 
 __all__ = ["serve"]
 
 log = logging.getLogger("mera")
+_LAST_STEP = 0.2  # seconds in which a model that is all but loaded is let go of in good order
 
 
 def serve(context: typer.Context, config: Path | None = None, **given: Any) -> None:
     """Serve a model over HTTP; without --model the built-in demo."""
     settings = Settings.load(given, os.environ, config, frozenset(all_options(context.find_root().command)))
+    check_store(settings)
     if settings.tensor_parallel > 1 and os.environ.get("RANK", "0") != "0":
-        set_up(settings.log_level, settings.log_format)
+        set_up(settings.log_level, settings.log_format, checks=settings.log_checks)
         _follow(settings)
         return
     with _listen(settings.host, settings.port) as listener:
-        set_up(settings.log_level, settings.log_format)
+        set_up(settings.log_level, settings.log_format, checks=settings.log_checks)
+        for line in context.obj or ():
+            log.warning("%s", line)
         _run(settings, listener)
 
 
@@ -108,9 +114,24 @@ def _run(settings: Settings, listener: socket.socket) -> None:
             "give --keys-file or --host 127.0.0.1, or --open to say that a proxy or a network guards it",
             *(place, port),
         )
-    server.run(sockets=[listener])
+    code = 0
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     if failures:
         raise failures[0]
+    if app.state.runtime.loading(_LAST_STEP):
+        _abandon(code)
+    if code:
+        raise KeyboardInterrupt
+
+
+def _abandon(code: int) -> None:
+    """Ends the process without the interpreter's own end: C++ aborts where its thread is found inside a library (exit code 134)."""
+    log.info("stopped while the model was loading")
+    logging.shutdown()
+    os._exit(code)
 
 
 def _load(settings: Settings) -> Any:

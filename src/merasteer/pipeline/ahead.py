@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from merasteer.errors import InvalidInput
 from merasteer.pipeline.collect import layout_of
 from merasteer.pipeline.draft import draft_path
-from merasteer.tasks import unevenness
+from merasteer.tasks import remarks, unevenness
 from merasteer.tasks.prompts import literals_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _begun(job: Job) -> int:
 def tell(job: Job) -> None:
     """Logs what the task file and the splits give reason to tell, a line each; nothing of it stops the run."""
     task, splits = job.task, job.splits
-    for note in task.notes:
+    for note in (*task.notes, *remarks(task)):
         log.warning("%s", note)
     if literals_of(task.template)[-1][-1:].isspace():
         log.warning("prompt.template ends in white space; the answer then lacks the blank that it is written with")

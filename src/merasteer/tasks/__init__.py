@@ -9,8 +9,9 @@ from merasteer.tasks.labels import resolve
 from merasteer.tasks.loading import builtin_names, load_task
 from merasteer.tasks.prompting import Prompter, demonstrations
 from merasteer.tasks.prompts import fields_of, matches, render
-from merasteer.tasks.reading import content_digest, read_examples
-from merasteer.tasks.rows import Row, read_rows
+from merasteer.tasks.reading import content_digest, read_examples, remarks
+from merasteer.tasks.row import Row
+from merasteer.tasks.rows import read_rows
 from merasteer.tasks.splits import check_disjoint, make_splits, split, unevenness
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "matches",
     "read_examples",
     "read_rows",
+    "remarks",
     "render",
     "resolve",
     "split",

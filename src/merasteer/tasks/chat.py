@@ -11,7 +11,17 @@ from typing import Any, Protocol
 
 from merasteer.errors import BadTask
 
-__all__ = ["Message", "Tokenizer", "controls", "has_template", "mark", "render_chat", "takes_system", "turn_end"]
+__all__ = [
+    "Message",
+    "Tokenizer",
+    "broken",
+    "controls",
+    "has_template",
+    "mark",
+    "render_chat",
+    "takes_system",
+    "turn_end",
+]
 
 Message = dict[str, str]
 _MARK = "x7Qs{}Wz3k"  # stands for a text whose place is looked for; no template contains it
@@ -58,18 +68,44 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, ask: bool 
     Raises BadTask where the template refuses. tell: with the template's own words, which may hold what the messages hold.
     """
     try:
-        template = _timeless(tokenizer.get_chat_template())
-        return str(
-            tokenizer.apply_chat_template(
-                list(messages), chat_template=template, tokenize=False, add_generation_prompt=ask
-            )
-        )
+        return _rendered(tokenizer, messages, ask)
     except Exception as error:  # noqa: BLE001 - a template is the model's own program and raises what it likes
-        why = f": {' '.join(str(error).split())[:200]}" if tell else ""
+        if (fault := broken(tokenizer)) is not None:
+            raise BadTask(
+                f"chat: the model's chat template is broken, it fails on the plainest conversation ({fault}); the fault is in the "
+                f"model's files, not in task or request: mend their chat_template, or set chat = false under [prompt]"
+            ) from None
+        why = f": {_line(error)}" if tell else ""
         raise BadTask(
             f"chat: the chat template of the model refuses this conversation ({type(error).__name__}{why}); the fault is the "
             f"template's, not the request's: set chat = false under [prompt], or leave out system and examples"
         ) from None
+
+
+def broken(tokenizer: Tokenizer) -> str | None:
+    """What the chat template fails with on a lone user message, even behind a system message; None where it takes one of these."""
+    user = {"role": "user", "content": mark(0)}
+    fault = None
+    for messages in ([user], [{"role": "system", "content": mark(1)}, user]):
+        try:
+            _rendered(tokenizer, messages, True)
+        except Exception as error:  # noqa: BLE001 - see `render_chat`
+            line = getattr(error, "lineno", None)
+            fault = fault or f"{type(error).__name__}: {_line(error)}{f', line {line} of it' if line else ''}"
+        else:
+            return None
+    return fault
+
+
+def _rendered(tokenizer: Tokenizer, messages: Sequence[Message], ask: bool) -> str:
+    template = _timeless(tokenizer.get_chat_template())
+    return str(
+        tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, add_generation_prompt=ask)
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 @lru_cache(maxsize=16)

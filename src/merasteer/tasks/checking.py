@@ -13,7 +13,7 @@ from merasteer.tasks.drawing import draw_examples
 from merasteer.tasks.labels import resolve
 from merasteer.tasks.prompting import Prompter, demonstrations
 from merasteer.tasks.prompts import literals_of
-from merasteer.tasks.reading import distinct, read_examples
+from merasteer.tasks.reading import distinct, read_examples, remarks
 from merasteer.tasks.splits import class_counts, split, unevenness
 from merasteer.types import Example, ServedTask, Splits, Task, Tokens
 
@@ -47,6 +47,7 @@ def check(task: Task, tokenizer: Tokenizer | None = None, context: int | None = 
     try:
         lines += _template(task)
         examples = read_examples(task)
+        lines += [f"note: {note}" for note in remarks(task)]
         lines += _rows(task, examples)
         shown = draw_examples(task, examples)
         if tokenizer is not None:

@@ -10,6 +10,7 @@ from merasteer.errors import BadTask
 from merasteer.method.trie import begins_another
 from merasteer.tasks.chat import Tokenizer, has_template, turn_end
 from merasteer.tasks.spelling import not_text, sequences, usable
+from merasteer.tasks.table import listed
 from merasteer.types import MAX_LABEL_TOKENS, ServedTask, Task, Tokens
 
 __all__ = ["resolve"]
@@ -60,7 +61,7 @@ class _Writer:
         if not found:
             spelt = ", ".join(map(repr, spellings[:6]))
             raise BadTask(
-                f"task {self.task.name!r}: variants.{self.task.labels[index]}: none of {spelt} {self._asked_for}"
+                f"task {self.task.name!r}: variants.{listed([self.task.labels[index]])}: none of {spelt} {self._asked_for}"
             )
         return tuple(found)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from merasteer.errors import BadTask, UnknownTask
+from merasteer.tasks.lines import decoded
 from merasteer.tasks.rows import SUFFIXES, suffix_of
 from merasteer.tasks.schema import SAFE_NAME, parse
 from merasteer.tasks.table import shown
@@ -58,12 +59,24 @@ def _find(name: str, search: Sequence[Path]) -> Path:
 
 def _read(file: Path) -> Task:
     try:
-        raw = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+        raw = tomllib.loads(decoded(str(file), file.read_bytes()))
+        _refuse_oversized(file, raw)
     except OSError as error:
         raise BadTask(f"{file}: cannot be read ({error.strerror}); give the path of a task file") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise BadTask(f"{file}: not a TOML file in UTF-8 ({error}); correct it there") from error
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError
+        raise BadTask(f"{file}: not a TOML file ({error}); correct it there") from error
     return parse(file, raw)
+
+
+def _refuse_oversized(file: Path, value: object, key: str = "") -> None:
+    """Python reads any number, TOML's have 64 bits; one of thousands of digits could not even be shown."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise BadTask(f"{file}: {key}: a whole number of more than 64 bits; give a smaller one")
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        _refuse_oversized(
+            file, part, f"{key}[{name}]" if isinstance(value, list) else f"{key}.{name}" if key else str(name)
+        )
 
 
 def _with_data(task: Task, data: Path) -> Task:

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from merasteer.errors import BadTask, InvalidInput
-from merasteer.tasks.columns import chosen, contents
+from merasteer.tasks.columns import chosen, contents, wanted_columns
+from merasteer.tasks.delimited import delimiter_of
 from merasteer.tasks.prompts import render
-from merasteer.tasks.rows import Row, read_rows
+from merasteer.tasks.row import Row
+from merasteer.tasks.rows import read_rows, suffix_of
 from merasteer.types import Example, Task
 
-__all__ = ["content_digest", "distinct", "read_examples"]
+__all__ = ["content_digest", "distinct", "read_examples", "remarks"]
 
 
 def read_examples(task: Task, rows: Iterable[Mapping[str, Any]] | None = None) -> list[Example]:
@@ -23,6 +25,18 @@ def read_examples(task: Task, rows: Iterable[Mapping[str, Any]] | None = None) -
     Raises BadTask at the first bad row.
     """
     return [_example(task, row) for row in _rows(task, rows)]
+
+
+def remarks(task: Task) -> list[str]:
+    """What was found out about the file that was read, for its owner to know."""
+    path = None if task.data is None else task.data.path
+    if path is None or suffix_of(path) != ".csv":
+        return []
+    try:
+        delimiter = delimiter_of(path, wanted_columns(task))
+    except OSError:  # it has gone since it was read
+        return []
+    return [] if delimiter == "commas" else [f"{path}: columns are separated by {delimiter}, as its header shows"]
 
 
 def distinct(examples: Iterable[Example]) -> list[Example]:
@@ -59,7 +73,7 @@ def _rows(task: Task, rows: Iterable[Mapping[str, Any]] | None) -> Iterable[Row]
         raise BadTask(
             f"task {task.name!r}: data: missing; add [data] with path or hub to the task file, or give a data file"
         )
-    return chosen(read_rows(task.data), task.data.where)
+    return chosen(read_rows(task.data, wanted_columns(task)), task.data.where)
 
 
 def _example(task: Task, row: Row) -> Example:

@@ -26,6 +26,8 @@ def source(data: Table, template: str) -> DataSource:
             data.fail(key, f"{shown(data.values[key])} is given with path; it belongs to hub, remove it")
     if hub is not None and not _HUB_NAME.fullmatch(hub):
         data.fail("hub", f"{shown(hub)} is not owner/name; write it as the hub does")
+    if path is not None and any(ord(letter) < 32 for letter in path):
+        data.fail("path", f"{shown(path)} holds a control character; rename the file")
     if path is not None and suffix_of(path) is None:
         data.fail("path", f"{shown(path)} ends in none of {', '.join(SUFFIXES)}; convert the file")
     names = fields_of(template)

@@ -10,6 +10,7 @@ from typing import Any
 from merasteer.errors import BadSplits, BadTask
 from merasteer.tasks.drawing import EVERYWHERE, draw_examples, stratified
 from merasteer.tasks.reading import distinct, read_examples
+from merasteer.tasks.table import listed
 from merasteer.types import Example, Splits, Task
 
 __all__ = ["check_disjoint", "class_counts", "make_splits", "split", "unevenness"]
@@ -101,7 +102,7 @@ def unevenness(splits: Splits, labels: Sequence[str]) -> str | None:
         f"{row[label] / size:.0%} of {name}" for (name, row), size in zip(counts.items(), sizes, strict=True)
     )
     return (
-        f"splits: the classes lie unevenly in the file's order: {labels[label]} is {shares}; set shuffle = true under [splits], "
+        f"splits: the classes lie unevenly in the file's order: {listed([labels[label]])} is {shares}; set shuffle = true under [splits], "
         f"unless what comes last in the file stands for what will come"
     )
 
@@ -137,7 +138,7 @@ def _check_classes(task: Task, rows: Sequence[Example], parts: Mapping[str, Sequ
         counts = Counter(example.label for example in part)
         for index, label in enumerate(task.labels):
             if not counts[index]:
-                table = ", ".join(f"{other} {counts[i]} of {total[i]}" for i, other in enumerate(task.labels))
+                table = ", ".join(f"{listed([other])} {counts[i]} of {total[i]}" for i, other in enumerate(task.labels))
                 raise BadSplits(
                     f"task {task.name!r}: splits.{name}: no row of {label!r} among {len(part)} (rows here of those in the "
                     f"file: {table}); {_remedy(task, total[index], len(part))}"

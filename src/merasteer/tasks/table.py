@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, NoReturn, TypeVar
 
 from merasteer.errors import BadTask
 
-__all__ = ["Table", "shown"]
+__all__ = ["Table", "listed", "shown"]
 
 T = TypeVar("T")
 C = TypeVar("C", bound=str)
@@ -22,6 +22,14 @@ _REPR.maxstring = _REPR.maxother = 60
 def shown(value: object) -> str:
     """The value for an error message: one line, shortened."""
     return _REPR.repr(value).replace("\n", " ")
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names for an error message, between commas: shortened, and of many only the first."""
+    few = ", ".join(
+        name if name.isprintable() and len(name) <= _REPR.maxstring else shown(name) for name in names[:most]
+    )
+    return f"{few} and {len(names) - most} more" if len(names) > most else few
 
 
 class Table:
