@@ -84,7 +84,7 @@ _MERA = {
         "certified": True, "why": None, "test": "mcnemar", "gain": 0.252, "lower_bound": 0.178, "epsilon": 0.0, "delta": 0.05,
         "level": 0.025, "attempt": 1, "n": 250,
     },
-    "answer": {"label": "spam", "probabilities": {"ham": 0.035, "spam": 0.965}},
+    "answer": {"label": "spam", "probabilities": {"ham": 0.035, "spam": 0.965}, "by": "model"},
     "trace": None,
 }  # fmt: skip
 _GENERATED = {
@@ -104,11 +104,11 @@ ANSWERS: Mapping[str, tuple[str, Any]] = {  # path -> the name of the request, i
         "probe": "050dafb4…",
         "results": [
             {
-                "label": "ham", "probabilities": {"ham": 0.562, "spam": 0.438}, "decision": "steered", "reason": None,
+                "label": "ham", "probabilities": {"ham": 0.562, "spam": 0.438}, "by": "model", "decision": "steered", "reason": None,
                 "predicted_error": {"before": 0.299, "after": 0.0374, "layer": 2, "position": "answer"}, "certified": True,
             },
             {
-                "label": "spam", "probabilities": {"ham": 0.054, "spam": 0.946}, "decision": "steered", "reason": None,
+                "label": "spam", "probabilities": {"ham": 0.054, "spam": 0.946}, "by": "model", "decision": "steered", "reason": None,
                 "predicted_error": {"before": 0.124, "after": 0.0374, "layer": 2, "position": "answer"}, "certified": True,
             },
         ],

@@ -114,14 +114,15 @@ class GuaranteeReply(Reply):
     n: int | None
 
 
+By = Literal["model", "label_probe"]
+
+
 class AnswerReply(Reply):
     """The label of the answer token, and the class probabilities where it was chosen."""
 
     label: str | None
     probabilities: dict[str, float]
-    by: Annotated[
-        Literal["model", "label_probe"], Field(description="what chose the label; the probabilities are the model's")
-    ]
+    by: Annotated[By, Field(description="what chose the label; the probabilities are the model's")]
 
 
 class TraceReply(Reply):
@@ -212,6 +213,7 @@ class ClassifiedReply(Reply):
 
     label: Annotated[str | None, Field(description="null when no label was generated")]
     probabilities: dict[str, float]
+    by: Annotated[By | None, Field(description="what chose the label; null when none was chosen")]
     decision: Decision
     reason: Reason | None
     predicted_error: PredictedErrorReply | None

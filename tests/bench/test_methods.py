@@ -17,6 +17,7 @@ from merasteer.pipeline import Bars, Job, Options, prepare
 from merasteer.pipeline.collect import collect
 from merasteer.pipeline.fit import fit, vectors_of
 from merasteer.pipeline.workspace import Output
+from merasteer.types import METHODS as METHODS_SERVED
 from merasteer.types import Correction, SteeringVectors
 
 from ..engine.conftest import plain_generate
@@ -24,6 +25,7 @@ from ..engine.conftest import plain_generate
 POSITIONS: list[Any] = ["generation", "all", "last", (0, 3)]
 # The rows of the default directions differ in what may be chosen behind the fit: one stands for all.
 SAME = ("logit_bias", "mera+bias", "certified-best")
+
 STEERING = [name for name, method in METHODS.items() if isinstance(method, FixedStrength | Mera) and name not in SAME]
 OPTIONS = Options(ordering=40)
 
@@ -45,9 +47,10 @@ def asked(method: Method, job: Job, fitted: Output) -> Iterator[tuple[SteeringVe
         if isinstance(method, FixedStrength):
             yield method.vectors(vectors, fitted), method.correction("v", job)
         else:
-            alphas = fitted.facts["readouts"][key]["alphas"]
-            step = Correction("mera", key, alphas[len(alphas) // 2], positions=job.options.positions)
-            yield vectors, step
+            facts = fitted.facts["readouts"][key]
+            alpha, named = facts["alphas"][len(facts["alphas"]) // 2], facts["direction"] == "label_probe"
+            way: Any = "label_probe" if named else "mera"
+            yield vectors, Correction(way, key, alpha, facts["strengths"][-1], job.options.positions)
 
 
 @pytest.mark.parametrize("name", STEERING)
@@ -76,7 +79,8 @@ def compare(job: Job, found: list[tuple[SteeringVectors, Correction]]) -> None:
     """All of it in one batch, against one prompt at a time: a label is chosen, and two tokens are, freely."""
     prompts, answers = job.prompts(job.splits.test[:2]), []
     freely = replace(job.served, choose="free").answer_tokens
-    with Engine(job.loaded, EngineConfig(max_requests=16, cache_tokens=2048)) as engine:
+    rows = sum(vectors.rows for vectors, _ in found)
+    with Engine(job.loaded, EngineConfig(max_requests=16, cache_tokens=2048, max_policies=rows)) as engine:
         for vectors, correction in found:
             engine.register(str(correction.readout), vectors)
         for vectors, correction in found:
@@ -94,16 +98,18 @@ def compare(job: Job, found: list[tuple[SteeringVectors, Correction]]) -> None:
         if request.choice is None:
             assert list(answer.tokens) == truth.tokens
         else:
-            assert answer.answer.label == int(classes.argmax())
+            said = truth.said if vectors.law == "label_probe" else None
+            assert answer.answer.label == (int(classes.argmax()) if said is None else said)
             assert answer.tokens in job.served.variants[answer.answer.label]
-    assert any(answer.steering.steered_cells for _, _, answer in answers), "nothing moved: the comparison said nothing"
+    acted = [answer.steering.steered_cells or answer.answer.by == "label_probe" for _, _, answer in answers]
+    assert any(acted), "nothing moved: the comparison said nothing"
 
 
 def test_every_method_says_what_it_does_and_how_it_is_asked_for() -> None:
     for name, method in METHODS.items():
         assert method.name == name
         assert method.about
-        assert method.request in (None, "none", "mera", "additive", "contrastive", "logit_bias", "mera+bias")
+        assert method.request in (None, *METHODS_SERVED)
     chosen = [method.options(OPTIONS) for method in METHODS.values() if isinstance(method, Mera)]
     covered = {(one.layers, one.family, one.directions, one.top_k) for one in chosen}
     steps = [("euclidean",), ("covariance",)]

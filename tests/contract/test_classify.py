@@ -12,7 +12,7 @@ from mera_server.settings import Settings
 TEXTS = [f"Win a holiday for two. Enter your code {code} online." for code in range(2220, 2240)]
 TEXTS += [f"See you at {hour} then, bring the {thing}." for hour in (7, 8) for thing in ("book", "keys", "dog")]
 FIELDS = [{"desk": "AB"[i % 2], "text": text} for i, text in enumerate(TEXTS)]
-KEYS = {"label", "probabilities", "decision", "reason", "predicted_error", "certified"}
+KEYS = {"label", "probabilities", "by", "decision", "reason", "predicted_error", "certified"}
 
 
 def near(one: Any) -> Any:

@@ -11,7 +11,6 @@ from merasteer.demo import paths
 from merasteer.demo.corpus import DESK_A_TEMPLATE, deploy_rows
 from merasteer.demo.taskfile import write_task
 from merasteer.pipeline import Options, run
-from merasteer.store.schema import OWN_METHODS
 from merasteer.tasks import load_task
 from merasteer.types import SplitSizes, Task
 
@@ -52,7 +51,7 @@ def test_answers_that_all_become_one_word_are_a_collapse(model: Path, tmp_path: 
     rows = [{"text": row["text"], "label": row["label"]} for row in deploy_rows(1050, 3)]
     asked = DESK_A_TEMPLATE.replace("desk A", "desk B")
     task = write_task(tmp_path, "my_task", "The README's own task.", asked, rows, SIZES)
-    report = run(model, task, tmp_path / "store", replace(OPTIONS, candidates=OWN_METHODS))
+    report = run(model, task, tmp_path / "store", replace(OPTIONS, candidates=("mera", "logit_bias", "mera+bias")))
     assert report is not None
     assert (report["decision"], report["reason"]) == ("abstained", "collapse")
     assert report["certificate"]["p_value"] <= report["certificate"]["level"] == 0.025

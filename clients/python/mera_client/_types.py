@@ -200,7 +200,10 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class Classified:
-    """One input's answer. label: None when the answer is none of the labels. certified: whether the certificate covers it."""
+    """One input's answer. label: None when the answer is none of the labels. certified: whether the certificate covers it.
+
+    by: what chose the label, "model" or "label_probe".
+    """
 
     label: str | None
     probabilities: Mapping[str, float]
@@ -208,6 +211,7 @@ class Classified:
     reason: Reason | None
     predicted_error: PredictedError | None
     certified: bool
+    by: str | None = "model"
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,9 @@ def _reply(task: str, found: list[Finished]) -> ClassifyReply:
 
 def _result(one: Finished) -> ClassifiedReply:
     mera = one.mera
-    answer: dict[str, Any] = {"label": None, "probabilities": {}} if mera.answer is None else dict(mera.answer)
+    answer: dict[str, Any] = (
+        {"label": None, "probabilities": {}, "by": None} if mera.answer is None else dict(mera.answer)
+    )
     return ClassifiedReply(
         **answer,
         decision=mera.decision,
