@@ -113,7 +113,7 @@ def test_another_model_is_not_what_was_certified(
     then, now = (
         prepare(model, finished.task, store, finished.options) for model in (loaded, load_model(copied, device="cpu"))
     )
-    for name in ("ground", "workspace"):
+    for name in ("ground", "readouts", "workspace"):
         assert getattr(then, name).folder.is_dir()
         assert not getattr(now, name).folder.exists()
 

@@ -155,7 +155,9 @@ def _task(
         clean = clean and cell["status"] == "done"
         yield cell
     if clean and not grid.keep:
-        for folder in {folder for own in jobs for folder in (own.workspace.folder, own.ground.folder)}:
+        for folder in {
+            folder for own in jobs for folder in (own.workspace.folder, own.readouts.folder, own.ground.folder)
+        }:
             shutil.rmtree(folder, ignore_errors=True)
 
 

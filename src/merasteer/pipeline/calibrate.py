@@ -20,7 +20,7 @@ from merasteer.pipeline.attempts import attempt_of, effects_of, standing
 from merasteer.pipeline.batch import running
 from merasteer.pipeline.canaries import WORDS, measured
 from merasteer.pipeline.draft import journal_of
-from merasteer.pipeline.fit import vectors_of
+from merasteer.pipeline.fit import label_bias_of, vectors_of
 from merasteer.pipeline.gates import Known
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.options import Options
@@ -161,7 +161,7 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
             entered.append(attempt_of(job))
             return entered[0].level / entered[0].parts
 
-        steps, bias = steps_of(fitted, job.options.positions), tuple(fitted.tensors["label_bias"].tolist())
+        steps, bias = steps_of(fitted, job.options.positions), tuple(label_bias_of(job, fitted).tolist())
         choice = choose(steps, bias, ranking.gains, outcomes, job.options, level)
         if job.column:
             choice = _also_alone(choice, job.options)

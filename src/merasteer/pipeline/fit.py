@@ -3,7 +3,7 @@
 facts: readouts: key ("residual/covariance", "residual/gradient@12") -> hook_point, direction, report_layer, scores, alphas, strengths
        probes: held-out scores of every hook point, readout (error, logistic or contrastive) and layer, idle ones too
 tensors: <key>.weight, .bias, .step, and .class_weight, .class_bias, .class_step where it has them; contrast.<hook point> (L, d);
-         label_bias (C,)
+         label_bias.fitting, label_bias.all (C,), fit to the items outside the ordering subset and to all
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def fit(job: Job, collected: Output, bars: Bars, workers: int | None = None) -> 
     labels = np.array([example.label for example in job.splits.train])
     unsteered = answers_of(collected)
     target = error_target(errors(unsteered.probabilities, labels.tolist(), (unsteered.label >= 0).tolist()))
-    tensors = {"label_bias": label_bias_of(job, unsteered, labels)}
+    tensors = {f"label_bias.{name}": _label_bias(job, unsteered, labels, name) for name in ("fitting", "all")}
     facts: dict[str, Any] = {"readouts": {}, "probes": []}
     y, wrong = target[job.fitting], (~unsteered.correct(labels.tolist()))[job.fitting].astype(np.float64)
     # One class alone has an error that varies with the model's confidence, but nothing to tell a mistake from: no probe.
@@ -96,7 +96,7 @@ def _keep(readout: Readout, selection: Selection, facts: dict[str, Any], tensors
 
 def _probed(job: Job) -> tuple[Direction, ...]:
     """The label probe, where it may be chosen: an answer is chosen among labels."""
-    return ("label_probe",) if "label_probe" in job.options.candidates and job.served.choose == "labels" else ()
+    return ("label_probe",) if job.options.probed and job.served.choose == "labels" else ()
 
 
 def _that_act(
@@ -193,15 +193,19 @@ def vectors_of(fitted: Output) -> dict[str, SteeringVectors]:
     return {key: vectors(key, facts) for key, facts in fitted.facts["readouts"].items()}
 
 
-def label_bias_of(job: Job, unsteered: Answers, labels: npt.NDArray[np.int64]) -> torch.Tensor:
+def label_bias_of(job: Job, fitted: Output) -> torch.Tensor:
     """The logit bias (C,) that the artifact holds: one, fit to the unsteered answers, for every candidate that has a bias.
 
     Where it is a candidate the ordering subset is left out, since it is ranked there; else nothing is held back from it.
-    One class alone teaches nothing but to say it always: no bias.
     """
+    return fitted.tensors["label_bias.fitting" if job.options.biased else "label_bias.all"]
+
+
+def _label_bias(job: Job, unsteered: Answers, labels: npt.NDArray[np.int64], items: str) -> torch.Tensor:
+    """One class alone teaches nothing but to say it always: no bias."""
     if len(set(labels.tolist())) < 2:
         return torch.zeros(len(job.served.labels))
-    used = job.fitting if job.options.biased else np.arange(len(labels))
+    used = job.fitting if items == "fitting" else np.arange(len(labels))
     return torch.from_numpy(fit_logit_bias(unsteered.scores[used], labels[used])).float()
 
 

@@ -81,6 +81,11 @@ class Job:
         return self._workspace({"options": self.options.as_dict()} | ({"column": True} if self.column else {}))
 
     @cached_property
+    def readouts(self) -> Workspace:
+        """The folder of what is fit, which rows of a bench share that differ in what may be chosen of it."""
+        return self._workspace({"fit": self.options.of_fit()})
+
+    @cached_property
     def ground(self) -> Workspace:
         """The folder of what the model does by itself, which options do not change but for where it is read."""
         return self._workspace({"hook_points": list(self.options.hook_points)})

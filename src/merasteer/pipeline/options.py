@@ -10,7 +10,7 @@ from merasteer.errors import InvalidInput
 from merasteer.method.certify import VALID_TESTS, TestName
 from merasteer.probes import FAMILIES, Family
 from merasteer.store.schema import OWN_METHODS, OwnMethod
-from merasteer.types import DIRECTIONS, HOOK_POINTS, POSITIONS, Direction, HookPoint, Positions
+from merasteer.types import DIRECTIONS, HOOK_POINTS, LAWS, POSITIONS, Direction, HookPoint, Positions
 
 __all__ = ["GRIDS", "LAYERS", "STAGES", "Grid", "Layers", "NamedLayers", "Options", "Stage", "check_layers"]
 
@@ -20,6 +20,7 @@ Grid = Literal["logit", "paper"]
 GRIDS: tuple[Grid, ...] = get_args(Grid)
 NamedLayers = Literal["all", "best", "median", "worst"]
 Layers = NamedLayers | tuple[int, ...]  # a tuple: 0-based indices
+FIT = ("seed", "hook_points", "directions", "family", "ordering", "grid", "top_k", "layers", "sae")
 LAYERS: tuple[NamedLayers, ...] = get_args(NamedLayers)
 
 
@@ -92,6 +93,15 @@ class Options:
         if not values or wrong or len(set(values)) != len(values):
             shown = repr(wrong[0]) if wrong else repr(values)
             raise InvalidInput(f"{name}: {shown}; give one or more of {', '.join(allowed)}, each once")
+
+    @property
+    def probed(self) -> bool:
+        """Whether a label probe is a readout: it may be chosen, or steps along gradients are fit, which come with the same gate."""
+        return "label_probe" in self.candidates or any(LAWS[name] != "closed_form" for name in self.directions)
+
+    def of_fit(self) -> dict[str, Any]:
+        """The values that decide what is fit."""
+        return {name: value for name, value in self.as_dict().items() if name in FIT} | {"probed": self.probed}
 
     @property
     def biased(self) -> bool:

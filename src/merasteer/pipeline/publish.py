@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from merasteer.pipeline.fit import label_bias_of
 from merasteer.pipeline.job import Job
 from merasteer.pipeline.workspace import Output
 from merasteer.store import publish as publish_artifact
@@ -29,7 +30,7 @@ def publish(job: Job, fitted: Output, calibrated: Output) -> str:
         tensors["contrastive"] = fitted.tensors[f"contrast.{readout['hook_point']}"]
         if readout["direction"] in BY_CLASS:
             tensors |= {f"class_{name}": fitted.tensors[f"{key}.class_{name}"] for name in ("weight", "bias", "step")}
-    tensors["label_bias"] = fitted.tensors["label_bias"]
+    tensors["label_bias"] = label_bias_of(job, fitted)
     manifest = _manifest(job, key, readout, document, tensors["weight"])
     folder = publish_artifact(job.store, manifest=manifest, calibration=document, tensors=tensors)
     return str(json.loads((folder / "manifest.json").read_bytes())["digest"])

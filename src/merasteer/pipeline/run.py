@@ -90,7 +90,7 @@ def _check_until(until: str) -> None:
 
 def _stage(job: Job, stage: Stage, compute: Callable[[], Output], bars: Bars) -> Output:
     """The stage's output, from the work folder if it is there."""
-    workspace = job.ground if stage == "collect" else job.workspace
+    workspace = {"collect": job.ground, "fit": job.readouts}.get(stage, job.workspace)
     found = workspace.load(stage)
     if found is not None:
         bars.say(f"{stage}: taken from an earlier run")
