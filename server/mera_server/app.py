@@ -26,6 +26,7 @@ from mera_server.routes import classify, generate, openai, ops, page, store
 from mera_server.running import Running
 from mera_server.runtime import Loader, Runtime
 from mera_server.settings import Settings
+from mera_server.told import is_openai
 from mera_server.tracing import Traced
 from merasteer.errors import MeraError
 
@@ -108,10 +109,20 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         ]
         _, models = models_json_schema(shapes, ref_template=template)
         described["components"]["schemas"].update(models["$defs"])
+        _without_the_frameworks_own(described)
         _tell_of_keys(described)
         add_examples(described)
         app.openapi_schema = described
     return app.openapi_schema
+
+
+def _without_the_frameworks_own(described: dict[str, Any]) -> None:
+    """Takes away the 422 that FastAPI believes in wherever a path has a parameter: under /v1 there is none."""
+    for path, methods in described["paths"].items():
+        for operation in methods.values() if is_openai(path) else ():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        described["components"]["schemas"].pop(name, None)
 
 
 def _tell_of_keys(described: dict[str, Any]) -> None:
@@ -121,6 +132,6 @@ def _tell_of_keys(described: dict[str, Any]) -> None:
             if needed(method.upper(), path) is None:
                 continue
             for status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                schema = {"$ref": "#/components/schemas/ErrorReply"}
+                schema = {"$ref": f"#/components/schemas/{'OpenAIErrorReply' if is_openai(path) else 'ErrorReply'}"}
                 told = {"description": status.phrase, "content": {"application/json": {"schema": schema}}}
                 operation["responses"].setdefault(str(status.value), told)

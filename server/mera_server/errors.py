@@ -1,4 +1,4 @@
-"""Every failure in one body, `{"error": {"code", "message"}}`, and every foreign error mapped to ours.
+"""Every failure as an answer (its body: `told.py`), and every foreign error mapped to ours.
 
 pydantic.ValidationError      NotJson 400, UnknownField, Unsupported or InvalidInput 422; never with the input in it
 starlette HTTPException       NotFound 404, MethodNotAllowed 405, TooLarge 413, else by status
@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from mera_server.told import body_of, status_of
 from merasteer.errors import (
     InvalidInput,
     MeraError,
@@ -33,7 +34,6 @@ from merasteer.errors import (
 
 __all__ = [
     "describe",
-    "error_event",
     "error_response",
     "foreign",
     "on_http_exception",
@@ -61,19 +61,10 @@ _HEADERS: dict[str, dict[str, str]] = {
 }
 
 
-def error_response(error: MeraError, headers: dict[str, str] | None = None) -> Response:
-    """The one error body, with the status of the error."""
+def error_response(error: MeraError, path: str = "/", headers: dict[str, str] | None = None) -> Response:
+    """The answer to a request on `path` that ends with `error`."""
     own = {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited) else _HEADERS.get(error.code, {})
-    return JSONResponse(_body(error), status_code=error.status, headers=own | (headers or {}))
-
-
-def error_event(error: MeraError) -> bytes:
-    """The same body as a server-sent event: the last one of a stream that fails."""
-    return b"data:" + json.dumps(_body(error), separators=(",", ":")).encode() + b"\n\n"
-
-
-def _body(error: MeraError) -> dict[str, dict[str, str]]:
-    return {"error": {"code": error.code, "message": str(error) or error.code}}
+    return JSONResponse(body_of(error, path), status_code=status_of(error, path), headers=own | (headers or {}))
 
 
 async def on_mera_error(request: Request, error: Exception) -> Response:
@@ -81,14 +72,14 @@ async def on_mera_error(request: Request, error: Exception) -> Response:
     known = foreign(error)
     if known.status == 500:  # a 503 is told once, where it begins
         log.error("request_id=%s code=%s %s", json.dumps(getattr(request.state, "request_id", "")), known.code, known)
-    return error_response(known)
+    return error_response(known, request.scope["path"])
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Handler of the framework's errors: unknown routes, wrong methods."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         error = HTTPException(405, headers={"Allow": _methods(request)})
-    return error_response(foreign(error), dict(getattr(error, "headers", None) or {}))
+    return error_response(foreign(error), request.scope["path"], dict(getattr(error, "headers", None) or {}))
 
 
 def _methods(request: Request) -> str:

@@ -5,10 +5,13 @@ A test sends every body and compares what comes back. `…` stands for the rest 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["ANSWERS", "ERRORS", "FIELDS", "PLACES", "REQUESTS", "add_examples"]
+from mera_server.told import body_of, is_openai
+from merasteer.errors import MeraError
+
+__all__ = ["ANSWERS", "ERRORS", "FIELDS", "PLACES", "REQUESTS", "add_examples", "example_of"]
 
 Example = Mapping[str, Any]
 
@@ -156,6 +159,18 @@ ERRORS: Mapping[str, tuple[str, str]] = {  # status -> code, message
 }  # fmt: skip
 
 
+def example_of(status: str, path: str) -> MeraError:
+    """The sample error of a status on a route: under /v1, 400 is what 422 is elsewhere."""
+    code, message = ERRORS["422" if status == "400" and is_openai(path) else status]
+    return next(kind for kind in _kinds(MeraError) if kind.code == code)(message)
+
+
+def _kinds(kind: type[MeraError]) -> Iterator[type[MeraError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _kinds(child)
+
+
 def add_examples(described: dict[str, Any]) -> None:
     """Puts the examples into an OpenAPI description, in place."""
     for path, operations in described["paths"].items():
@@ -165,8 +180,7 @@ def add_examples(described: dict[str, Any]) -> None:
                     parameter["example"] = PLACES[parameter["name"]]
             for status, response in operation["responses"].items():
                 if status in ERRORS and "application/json" in response.get("content", {}):
-                    code, message = ERRORS[status]
-                    _json(response)["example"] = {"error": {"code": code, "message": message}}
+                    _json(response)["example"] = body_of(example_of(status, path), path)
         if path in REQUESTS:
             _json(operations["post"]["requestBody"])["examples"] = {
                 name: {"summary": summary, "value": body} for name, (summary, body) in REQUESTS[path].items()

@@ -72,7 +72,7 @@ class Requests:
             if known.status >= 500:
                 log_failure(scope, known, error)
             if exchange.status is None:
-                await error_response(known)(scope, receive, exchange.send)
+                await error_response(known, scope["path"])(scope, receive, exchange.send)
         finally:
             exchange.finish(Cancelled.status)
             current_request.reset(about)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mera_server.told import ErrorType
 from merasteer.types import Decision, FinishReason
 
 __all__ = [
@@ -49,9 +50,10 @@ class ErrorDetail(Reply):
 
 
 class ErrorReply(Reply):
-    """The one body of every error."""
+    """The one body of every error on native routes."""
 
     error: ErrorDetail
+    error_type: Annotated[ErrorType, Field(description="what text-generation-inference calls it")]
 
 
 class TokenReply(Reply):

@@ -20,9 +20,9 @@ from fastapi import FastAPI
 from hypothesis import strategies as st
 from mera_server.app import create_app
 from mera_server.loading import Serving
-from mera_server.openai.replies import ChatChunk, ChatReply, CompletionChunk, CompletionReply
+from mera_server.openai.replies import ChatChunk, ChatReply, CompletionChunk, CompletionReply, OpenAIErrorReply
 from mera_server.openai.schemas import MAX_CHOICES, ChatBody, CompletionBody
-from mera_server.replies import ClassifyReply, GenerateReply, StreamReply
+from mera_server.replies import ClassifyReply, ErrorReply, GenerateReply, StreamReply
 from mera_server.schemas import ClassifyBody, GenerateBody, Parameters, Steering, Strict
 from mera_server.settings import Settings
 from pydantic import TypeAdapter
@@ -64,10 +64,16 @@ def statuses(kind: type[MeraError] = MeraError) -> dict[str, int]:
     return found
 
 
-def check_error(status: int, body: Any) -> None:
-    assert set(body) == {"error"}, body
-    assert set(body["error"]) == {"code", "message"}, body
-    assert statuses()[body["error"]["code"]] == status, body
+def check_error(response: Any, path: str) -> None:
+    status, body = response.status_code, response.json()
+    known = statuses()
+    if path.startswith("/v1"):
+        OpenAIErrorReply.model_validate(body)
+        known = {code: 400 if native == 422 else native for code, native in known.items()}
+        known["context_length_exceeded"] = known.pop("prompt_too_long")
+    else:
+        ErrorReply.model_validate(body)
+    assert known[body["error"]["code"]] == status, body
     assert body["error"]["message"], body
     assert "\n" not in body["error"]["message"], body
 
@@ -82,14 +88,14 @@ def of_its_type(value: Any) -> bool:
     return not (isinstance(value, float) and value.is_integer())
 
 
-def documented_error(_context: Any, response: Any, _case: Any) -> None:
+def documented_error(_context: Any, response: Any, case: Any) -> None:
     if response.status_code >= 400:
-        check_error(response.status_code, response.json())
+        check_error(response, case.operation.path)
 
 
 def schema_is_what_is_taken(_context: Any, response: Any, case: Any) -> None:
     """What fits the schema is never refused for its form, only for what no schema can say: tasks, sizes, fields that disagree."""
-    if case.meta.generation.mode.is_positive and response.status_code == 422 and of_its_type(case.body):
+    if case.meta.generation.mode.is_positive and response.status_code in (400, 422) and of_its_type(case.body):
         said = response.json()["error"]["message"]
         assert not re.search(r": (got |missing; give|unknown field)", said), (case.body, said)
 
@@ -117,7 +123,7 @@ def explore(address: str, phases: set[str], each: int) -> tuple[Counter[tuple[st
             "phases": {name: {"enabled": name in phases} for name in ("examples", "coverage", "fuzzing", "stateful")},
             "checks": {
                 "max_response_time": PATIENCE / 2,
-                "positive_data_acceptance": {"expected-statuses": ["2xx", "404", "422"]},
+                "positive_data_acceptance": {"expected-statuses": ["2xx", "400", "404", "422"]},
             },
         }
     )
@@ -164,7 +170,7 @@ def test_the_description(address: str, phases: set[str], each: int, least: int) 
 def test_a_wrong_method_is_told_all_that_are_right(address: str, app: FastAPI) -> None:
     for path, methods in app.openapi()["paths"].items():
         response = httpx.put(address + path)
-        check_error(response.status_code, response.json())
+        check_error(response, path)
         allowed = set(response.headers["allow"].split(", ")) - {"HEAD"}
         assert (response.status_code, allowed) == (
             405,
@@ -355,7 +361,7 @@ def check_answer(response: httpx.Response, answer: Any, event: Any) -> None:
     assert response.headers["x-request-id"]
     if response.status_code != 200:
         assert response.status_code in (400, 404, 413, 422), response.text
-        check_error(response.status_code, response.json())
+        check_error(response, response.request.url.path)
         return
     if not response.headers["content-type"].startswith("text/event-stream"):
         json.loads(response.content, parse_constant=no_constant)
@@ -367,10 +373,11 @@ def check_answer(response: httpx.Response, answer: Any, event: Any) -> None:
         assert told.pop() == "data: [DONE]"
     assert told
     for line in told:
-        assert line.startswith("data:{"), line
+        begin = "data:" if event is StreamReply else "data: "
+        assert line.startswith(begin + "{"), line
         assert line.isascii()
-        json.loads(line[5:], parse_constant=no_constant)
-        event.model_validate_json(line[5:])
+        json.loads(line.removeprefix(begin), parse_constant=no_constant)
+        event.model_validate_json(line.removeprefix(begin))
 
 
 @pytest.fixture

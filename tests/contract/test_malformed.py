@@ -145,10 +145,10 @@ STATUS = {"unknown_task": 404, "unknown_probe": 404}
 
 
 def check(response: httpx.Response, status: int, code: str, names: str) -> None:
-    body = response.json()
+    body, under_v1 = response.json(), response.request.url.path.startswith("/v1")
     assert (response.status_code, body["error"]["code"]) == (status, code), response.text
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"code", "message"}
+    assert body.get("error_type") == (None if under_v1 else "validation")
+    assert set(body["error"]) == ({"code", "message", "type", "param"} if under_v1 else {"code", "message"})
     message = body["error"]["message"]
     assert names in message
     assert "\n" not in message

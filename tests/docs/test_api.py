@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from mera_server import examples
+from mera_server.told import body_of
 
 from merasteer.errors import MeraError
 
@@ -36,7 +37,9 @@ def openapi(server: str) -> dict[str, Any]:
 def events(text: str) -> list[Any]:
     """The data of server-sent events; a line `…` stands for some that are left out."""
     return [
-        json.loads(line.removeprefix("data:")) if line.startswith("data:{") else line.removeprefix("data: ")
+        [line[: line.index("{")], json.loads(line[line.index("{") :])]
+        if line.startswith("data:") and "{" in line
+        else line
         for line in text.splitlines()
         if line
     ]
@@ -124,10 +127,9 @@ def test_every_sample_error_is_one_there_is(openapi: dict[str, Any]) -> None:
             yield from codes(child)
 
     assert {(status, code) for status, (code, _) in examples.ERRORS.items()} <= set(codes(MeraError))
-    for methods in openapi["paths"].values():
+    for path, methods in openapi["paths"].items():
         for operation in methods.values():
             for status, response in operation["responses"].items():
                 if status[0] in "45":
-                    code, message = examples.ERRORS[status]
                     shown = response["content"]["application/json"]["example"]
-                    assert shown == {"error": {"code": code, "message": message}}
+                    assert shown == body_of(examples.example_of(status, path), path)

@@ -11,10 +11,10 @@ from mera_server.openai.prompts import Prompt
 from mera_server.openai.schemas import MAX_CHOICES, ChatBody, CompletionBody
 from mera_server.resolve import Limits, Plan, plan
 from mera_server.schemas import GenerateBody, Parameters, Steering
-from merasteer.errors import InvalidInput, MeraError, Unsupported
+from merasteer.errors import InvalidInput, MeraError, PromptTooLong, Unsupported
 from merasteer.types import ServedTask
 
-__all__ = ["Ask", "asks_of", "check_fields", "in_words_of"]
+__all__ = ["Ask", "asks_of", "check_fields", "in_words_of", "with_context"]
 
 SEEDS = 2**63
 
@@ -77,6 +77,13 @@ def in_words_of(body: CompletionBody | ChatBody, field: str, error: MeraError) -
     said = str(native(0, error))
     said = said.replace("parameters.max_new_tokens", body.budget[0]).replace("max_new_tokens", body.budget[0])
     return type(error)(f"{field}{said.removeprefix('inputs')}" if said.startswith("inputs: ") else said)
+
+
+def with_context(error: MeraError, room: int) -> MeraError:
+    """The error; that of a prompt which is too long tells the context length in the words that OpenAI's clients look for."""
+    if not isinstance(error, PromptTooLong):
+        return error
+    return PromptTooLong(f"{error}; this model's maximum context length is {room} tokens")
 
 
 def _plan(

@@ -14,7 +14,8 @@ from merasteer.engine import Engine
 
 __all__ = ["chunks"]
 
-DONE = b"data: [DONE]\n\n"
+_DATA = b"data: "
+DONE = _DATA + b"[DONE]\n\n"
 
 
 async def chunks(
@@ -33,14 +34,13 @@ async def chunks(
     async for piece in tokens:
         ask = asks[piece.choice]
         for choice in _told(body, ask, piece, _scores(body, piece, engine, begins[ask.index])):
-            yield event(
-                {**common, "choices": [{"index": ask.index, "logprobs": None, "finish_reason": None, **choice}]}
-            )
+            made = {"index": ask.index, "logprobs": None, "finish_reason": None, **choice}
+            yield event({**common, "choices": [made]}, _DATA)
         begins[ask.index] += len(piece.text)
         if piece.end is not None:
             found.append(piece.end)
     if counted:
-        yield event({**common, "choices": [], "usage": usage(asks, found).model_dump()})
+        yield event({**common, "choices": [], "usage": usage(asks, found).model_dump()}, _DATA)
     yield DONE
 
 
