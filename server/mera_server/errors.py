@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from mera_server.neutral import of_body
 from mera_server.told import body_of, status_of
 from merasteer.errors import (
     InvalidInput,
@@ -85,11 +86,12 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 def _methods(request: Request) -> str:
     """Those that the path takes. The framework itself names only those of the first router that knows the path."""
     routes, scope = request.app.routes, request.scope
-    return ", ".join(
+    taken = [
         method
-        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
         if any(route.matches({**scope, "method": method})[0] == Match.FULL for route in routes)
-    )
+    ]
+    return ", ".join(["GET", "HEAD", *taken[1:]] if taken[:1] == ["GET"] else taken)
 
 
 def foreign(error: BaseException) -> MeraError:
@@ -124,13 +126,14 @@ def describe(error: ValidationError, model: type[BaseModel]) -> MeraError:
     if kind == "json_invalid":
         return NotJson('body: not JSON in UTF-8; send an object such as {"inputs": "..."}')
     path, takes, known = _locate(model, first["loc"])
-    if kind == "extra_forbidden":
+    if kind == "none_required" and str(first["loc"][-1]) not in known:
         last = str(first["loc"][-1])
         name = ".".join([*path, last]) if _NAMEABLE.fullmatch(last) else ".".join([*path, "(a field)"])
         return UnknownField(f"{name}: unknown field; known fields: {', '.join(sorted(known))}")
     name = ".".join(path) or "body"
     if kind == "unsupported":
-        return Unsupported(f"{name}: got {_kind_of(first['input'])} that is not implemented here; give {takes}")
+        why = f" ({told})" if (told := first.get("ctx", {}).get("why")) else ""
+        return Unsupported(f"{name}: got {_kind_of(first['input'])} that is not implemented here{why}; give {takes}")
     return InvalidInput(f"{name}: {_problem(kind, first['input'])}; give {takes}")
 
 
@@ -159,7 +162,7 @@ def _kind_of(value: object) -> str:
 
 
 def _locate(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], str, list[str]]:
-    """The field path (union tags left out), what the last field takes, and the fields of the innermost object."""
+    """The field path (union tags left out), what the last field takes, and the fields that the innermost object serves."""
     path: list[str] = []
     takes = "a JSON object"
     current: type[BaseModel] | None = model
@@ -173,10 +176,13 @@ def _locate(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str
         path.append(str(part))
         takes = field.description or "another value"
         current = _model_in(field.annotation)
-    return path, takes, list(current.model_fields) if current else []
+    listed = [] if current is None else {name for row in of_body(current.__name__) for name in row.fields}
+    return path, takes, [name for name in current.model_fields if name not in listed] if current else []
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The model that a field holds, through `| None`, or a list of."""
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType, list) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inside = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType, list) else ()
+    return next((found for option in inside if (found := _model_in(option)) is not None), None)

@@ -54,6 +54,14 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Example]]] = {
             "steering": {"method": "none"},
         }),
     },
+    "/classify/{task}": {
+        "text": ("A text, as Hugging Face's text_classification sends it", {"inputs": "See you at noon"}),
+    },
+    "/tokenize": {
+        "text": ("The tokens of a text", {"prompt": "See you at noon", "return_token_strs": True}),
+        "chat": ("Those of a chat", {"messages": [{"role": "user", "content": "See you at noon"}]}),
+    },
+    "/detokenize": {"tokens": ("The text of tokens", {"tokens": [272, 271]})},
     "/v1/completions": {
         "task": ("A task as a model's name", {**_TASK_MODEL, "prompt": _PROMPT, "logprobs": 0}),
         "choices": ("Two prompts, two seeded choices of each", {
@@ -117,6 +125,8 @@ ANSWERS: Mapping[str, tuple[str, Any]] = {  # path -> the name of the request, i
         ],
         "usage": {"prompt_tokens": 40, "generated_tokens": 2},
     }),
+    "/classify/{task}": ("text", [[{"label": "ham", "score": 0.527}, {"label": "spam", "score": 0.473}]]),
+    "/detokenize": ("tokens", {"prompt": " ham spam", "content": " ham spam"}),
     "/v1/completions": ("task", {
         **_HEAD, "id": "cmpl-…", "object": "text_completion",
         "choices": [{**_CHOICE, "text": " spam", "logprobs": {
@@ -140,10 +150,18 @@ FIELDS: Mapping[str, Sequence[Any]] = {  # field of a body -> values that the bu
     "max_tokens": [1],
     "max_completion_tokens": [1],
     "stop": [["\n"]],
+    "tokens": [[272, 271]],
 }
-_BODIES = ("GenerateBody", "StreamBody", "CompletionBody", "ChatBody", "Message", "Parameters", "Steering")
+_BODIES = (
+    *("GenerateBody", "StreamBody", "LabelsBody", "CompletionBody", "ChatBody"),
+    *("Message", "Parameters", "Steering", "DetokenizeBody"),
+)
 
-PLACES: Mapping[str, str] = {"digest": "050dafb4", "name": "mera-demo:demo_spam"}  # what stands in a path
+PLACES: Mapping[str, str] = {
+    "digest": "050dafb4",
+    "name": "mera-demo:demo_spam",
+    "task": "demo_desk_a",
+}  # what stands in a path
 
 ERRORS: Mapping[str, tuple[str, str]] = {  # status -> code, message
     "401": ("unauthorized", "authorization: no key; send the header `Authorization: Bearer <key>`, once"),

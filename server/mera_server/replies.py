@@ -17,9 +17,11 @@ __all__ = [
     "ClassifyReply",
     "CountsReply",
     "DetailsReply",
+    "DetokenizeReply",
     "ErrorReply",
     "GenerateReply",
     "GuaranteeReply",
+    "LabelReply",
     "MeraReply",
     "PredictedErrorReply",
     "Reason",
@@ -30,6 +32,7 @@ __all__ = [
     "TaskReply",
     "TasksReply",
     "TokenReply",
+    "TokenizeReply",
     "TraceReply",
     "UsageReply",
 ]
@@ -231,6 +234,29 @@ class ClassifyReply(Reply):
     probe: str | None
     results: list[ClassifiedReply]
     usage: UsageReply
+
+
+class LabelReply(Reply):
+    """A label and its share, as text-classification clients read it."""
+
+    label: str
+    score: float
+
+
+class TokenizeReply(Reply):
+    """The answer of `POST /tokenize`."""
+
+    count: int
+    max_model_len: Annotated[int, Field(description="tokens of a prompt and its answer together, at most")]
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeReply(Reply):
+    """The answer of `POST /detokenize`: one text under the names of two servers."""
+
+    prompt: str
+    content: str
 
 
 class ReloadReply(Reply):

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mera_server.errors import error_response
-from mera_server.middleware import INFERENCE_ROUTES, failed
+from mera_server.middleware import failed, infers
 from mera_server.room import Room
 from mera_server.told import event_of, status_of
 from merasteer.errors import DeadlineExceeded, MeraError, NotReady, Overloaded
@@ -73,7 +73,7 @@ class Running:
         self.flights, self.room, self.seconds = flights, room, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in INFERENCE_ROUTES:
+        if not infers(scope):
             await self.app(scope, receive, send)
             return
         if self.flights.draining:

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from hypothesis import strategies as st
 from mera_server.app import create_app
 from mera_server.loading import Serving
+from mera_server.neutral import of_body
 from mera_server.openai.replies import ChatChunk, ChatReply, CompletionChunk, CompletionReply, OpenAIErrorReply
 from mera_server.openai.schemas import MAX_CHOICES, ChatBody, CompletionBody
 from mera_server.replies import ClassifyReply, ErrorReply, GenerateReply, StreamReply
@@ -124,6 +125,7 @@ def explore(address: str, phases: set[str], each: int) -> tuple[Counter[tuple[st
             "checks": {
                 "max_response_time": PATIENCE / 2,
                 "positive_data_acceptance": {"expected-statuses": ["2xx", "400", "404", "422"]},
+                "negative_data_rejection": {"expected-statuses": ["400", "401", "403", "404", "405", "413", "422"]},
             },
         }
     )
@@ -193,6 +195,15 @@ POSITIONS = st.sampled_from(["generation", "all", "last"]) | st.lists(st.integer
 NULL = st.none()
 
 
+def listed(body: str) -> dict[str, Strategy]:
+    """The table's fields of a body, each with the values that it takes."""
+    return {
+        name: ANYTHING if row.takes is None else st.sampled_from([None, *row.takes])
+        for row in of_body(body)
+        for name in row.fields
+    }
+
+
 def number(low: float, high: float) -> Strategy:
     """Numbers of the range, its ends and the smallest ones among them."""
     return st.floats(low, high) | st.sampled_from([low, high, 5e-324, 1e-30])
@@ -202,23 +213,12 @@ PARAMETERS: dict[str, Strategy] = {
     "max_new_tokens": st.integers(1, 4) | st.just(LONGEST + 1),
     "temperature": number(0, 100),
     "top_p": st.floats(0.01, 1) | number(0, 1),
-    "top_k": st.integers(1, 800) | st.just(2**31 - 1),
+    "top_k": st.integers(-1, 800) | st.just(2**31 - 1),
     "stop": st.lists(TEXT | WORDS, max_size=3),
     "seed": st.integers(0, 2**63 - 1),
     "return_full_text": st.booleans(),
     "details": st.booleans(),
-    "best_of": st.just(1),
-    "repetition_penalty": st.just(1.0),
-    "frequency_penalty": st.just(0.0),
-    "typical_p": st.just(1.0),
-    "do_sample": st.just(False),
-    "truncate": NULL,
-    "watermark": st.just(False),
-    "decoder_input_details": st.just(False),
-    "top_n_tokens": st.just(0),
-    "grammar": NULL,
-    "adapter_id": NULL,
-    "stop_sequences": st.just([]),
+    "do_sample": st.booleans(),
 }
 STEERING: dict[str, Strategy] = {
     "task": st.sampled_from(["demo_spam", "demo_desk_a", "sms_spam", "demo_spam", "mmlu_high_school", "../demo_spam"]),
@@ -241,17 +241,16 @@ COMMON: dict[str, Strategy] = {
     **{name: PARAMETERS[name] for name in ("temperature", "top_p", "top_k", "seed")},
     "stop": TEXT | PARAMETERS["stop"],
     "stream": st.booleans(),
-    "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans(), "include_obfuscation": NULL}),
+    "stream_options": st.fixed_dictionaries(
+        {}, optional={"include_usage": st.booleans(), "continuous_usage_stats": st.booleans(), **listed("StreamOptions")}
+    ),
     "details": DETAILS,
     "user": TEXT,
-    "frequency_penalty": st.just(0),
-    "presence_penalty": st.just(0),
-    "logit_bias": st.just({}),
 }  # fmt: skip
 CONTENT = SAID | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": SAID}), min_size=1, max_size=2)
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": CONTENT},
-    optional={"name": NULL, "refusal": NULL, "tool_calls": st.just([]), "annotations": st.just([])},
+    optional=listed("Message"),
 )
 IDS = st.lists(st.integers(0, 720), min_size=1, max_size=8)
 
@@ -280,7 +279,13 @@ OVERRIDDEN = body({}, OVERRIDES)
 STEERED = body({"task": STEERING["task"]}, {}) | body({"task": STEERING["task"]}, OVERRIDES) | body({}, STEERING)
 GENERATE = body(
     {"inputs": SAID | FIELDS},
-    {"parameters": body({}, PARAMETERS), "steering": STEERED, "details": DETAILS, "stream": st.booleans()},
+    {
+        "parameters": body({}, PARAMETERS | listed("Parameters")),
+        "steering": STEERED,
+        "details": DETAILS,
+        "stream": st.booleans(),
+        **listed("GenerateBody"),
+    },
 )
 CLASSIFY = body(
     {
@@ -296,18 +301,19 @@ COMPLETION = body(
         "steering": STEERED,
         "echo": st.booleans(),
         "logprobs": st.integers(0, 2),
-        "best_of": st.just(1),
-        "suffix": st.just(""),
+        **listed("CompletionBody"),
     },
 )
-UNSUPPORTED = [name for name, field in ChatBody.model_fields.items() if "null" in str(field.description)]
 CHAT = body(
     {"model": MODEL, "messages": st.lists(MESSAGE, min_size=1, max_size=2)},
     {
-        **dict.fromkeys(UNSUPPORTED, NULL),
+        **listed("ChatBody"),
         **COMMON,
         "steering": STEERED,
         "max_completion_tokens": st.integers(1, LONGEST),
+        "continue_final_message": st.booleans(),
+        "add_generation_prompt": st.booleans(),
+        "response_format": st.just({"type": "text"}) | ANYTHING,
         "logprobs": st.booleans(),
         "top_logprobs": st.integers(0, 2),
         "inputs": FIELDS,
@@ -336,18 +342,19 @@ def test_every_field_is_fuzzed() -> None:
         "steering",
         "echo",
         "logprobs",
-        "best_of",
-        "suffix",
         "max_completion_tokens",
+        "continue_final_message",
+        "add_generation_prompt",
+        "response_format",
     }
     openai |= {"top_logprobs", "metadata", "safety_identifier", "prompt_cache_key"}
     told: dict[type[Strict], set[str]] = {
-        Parameters: set(PARAMETERS),
+        Parameters: {*PARAMETERS, *listed("Parameters")},
         Steering: set(STEERING),
-        GenerateBody: native,
+        GenerateBody: {*native, *listed("GenerateBody")},
         ClassifyBody: native,
-        CompletionBody: {*COMMON, *openai},
-        ChatBody: {*COMMON, *openai, "inputs", *UNSUPPORTED},
+        CompletionBody: {*COMMON, *openai, *listed("CompletionBody")},
+        ChatBody: {*COMMON, *openai, "inputs", *listed("ChatBody")},
     }
     assert not {(model.__name__, name) for model, names in told.items() for name in set(model.model_fields) - names}
 

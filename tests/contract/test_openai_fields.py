@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from mera_server.loading import Serving
+from mera_server.neutral import of_body
 from mera_server.openai.schemas import ChatBody, CompletionBody, Message, OpenAIBody, StreamOptions
 
 from merasteer.types import Generation, GenerationRequest, Policy, Sampling
@@ -41,7 +42,15 @@ SERVED: dict[str, dict[str, tuple[Any, list[dict[str, Any]]]]] = {  # field -> i
 CHECKED = {  # in tests of their own, here or in test_openai.py
     "": {"model", "steering", "details", "stream", "stream_options"},
     "/v1/completions": {"prompt", "echo"},
-    "/v1/chat/completions": {"messages", "inputs", "max_completion_tokens", "top_logprobs"},
+    "/v1/chat/completions": {
+        "messages",
+        "inputs",
+        "max_completion_tokens",
+        "top_logprobs",
+        "response_format",
+        "continue_final_message",
+        "add_generation_prompt",
+    },
 }
 TAGS: dict[str, dict[str, Any]] = {
     "": {"user": "me"},
@@ -63,7 +72,6 @@ NEUTRAL: dict[
         "prompt_cache_options": ((), {"mode": "x"}),
         "prompt_cache_retention": ((), "24h"),
         "reasoning_effort": (("none",), "low"),
-        "response_format": (({"type": "text"},), {"type": "json_object"}),
         "service_tier": (("auto", "default"), "flex"),
         "store": ((False,), True),
         "tool_choice": (("none", "auto"), "required"),
@@ -115,8 +123,10 @@ async def refusal(client: httpx.AsyncClient, route: str, **changes: Any) -> tupl
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_field_is_in_one_table(route: str) -> None:
-    known = [*of(route, SERVED), *of(route, CHECKED), *of(route, TAGS), *of(route, NEUTRAL), *FREE.get(route, ())]
+    listed = {name for row in of_body(BODIES[route].__name__) for name in row.fields}
+    known = [*of(route, SERVED), *of(route, CHECKED), *of(route, TAGS), *listed]
     assert sorted(known) == sorted(BODIES[route].model_fields)
+    assert {*of(route, NEUTRAL), *FREE.get(route, ())} <= listed
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -191,8 +201,9 @@ async def test_each_unsupported_value_is_refused_by_name(
 @pytest.mark.parametrize(
     ("changes", "code", "names"),
     [
-        ({"min_p": 0.1}, "unknown_field", "min_p: unknown field; known fields: "),
-        ({"model": None}, "invalid_input", "model: got null"),
+        ({"of_tomorrow": 0.1}, "unknown_field", "of_tomorrow: unknown field; known fields: "),
+        ({"min_p": 0.1}, "unsupported", "min_p: got a number that is not implemented here (draws are narrowed by"),
+        ({"model": 7}, "invalid_input", "model: got an integer"),
         ({"model": "gpt"}, "unknown_model", "model: no such model"),
         ({"max_tokens": 0}, "invalid_input", "max_tokens: "),
         ({"max_tokens": 901}, "invalid_input", "max_tokens: above the limit of this server; give at most 900"),
@@ -201,7 +212,7 @@ async def test_each_unsupported_value_is_refused_by_name(
         ({"temperature": -1}, "invalid_input", "temperature: "),
         ({"temperature": "hot"}, "invalid_input", "temperature: got a string"),
         ({"top_p": 0}, "invalid_input", "top_p: "),
-        ({"top_k": 0}, "invalid_input", "top_k: "),
+        ({"top_k": -2}, "invalid_input", "top_k: "),
         ({"seed": -1}, "invalid_input", "seed: "),
         ({"stop": ""}, "invalid_input", "stop: "),
         ({"stop": ["a"] * 17}, "invalid_input", "stop: "),
@@ -280,7 +291,8 @@ async def test_wrong_chats(client: httpx.AsyncClient, changes: dict[str, Any], c
     ("part", "code", "names"),
     [
         ({"role": "tool"}, "invalid_input", "messages[1].role: "),
-        ({"content": None}, "invalid_input", "messages[1].content: "),
+        ({"content": None}, "invalid_input", "messages[1].content: null is an assistant"),
+        ({"tool_call_id": "a"}, "unsupported", "messages[1].tool_call_id: "),
         ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "invalid_input", "messages[1].content"),
         ({"name": "Ann"}, "unsupported", "messages[1].name: "),
         ({"tool_calls": [{}]}, "unsupported", "messages[1].tool_calls: "),

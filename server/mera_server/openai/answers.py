@@ -24,7 +24,7 @@ from mera_server.openai.replies import (
 from mera_server.openai.schemas import ChatBody, CompletionBody
 from merasteer.engine import Engine
 
-__all__ = ["Head", "Scored", "ending", "logprobs", "reply", "usage"]
+__all__ = ["Head", "Scored", "ending", "logprobs", "reply", "usage", "used"]
 
 Head = dict[str, Any]  # id, created, model, system_fingerprint: the same in every chunk of a stream
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -68,8 +68,12 @@ def ending(end: Finished) -> dict[str, Any]:
 
 def usage(asks: Iterable[Ask], found: Iterable[Finished]) -> Usage:
     """Tokens read, those of a prompt once for all its choices, and tokens generated."""
+    return used(asks, sum(len(end.generation.tokens) for end in found))
+
+
+def used(asks: Iterable[Ask], generated: int) -> Usage:
+    """The usage once so many tokens are generated."""
     read = sum({id(ask.prompt): len(ask.prompt.tokens) for ask in asks}.values())
-    generated = sum(len(end.generation.tokens) for end in found)
     return Usage(prompt_tokens=read, completion_tokens=generated, total_tokens=read + generated)
 
 

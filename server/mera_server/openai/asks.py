@@ -37,6 +37,17 @@ def check_fields(body: CompletionBody | ChatBody) -> None:
         if body.echo and body.logprobs is not None:
             raise Unsupported("echo: log-probabilities of a prompt's tokens are not computed; give echo or logprobs")
         return
+    for number, message in enumerate(body.messages):
+        if message.content is None and message.role != "assistant":
+            raise InvalidInput(f"messages[{number}].content: null is an assistant that said nothing; give a string")
+    if body.continue_final_message and not (body.messages[-1].role == "assistant" and body.messages[-1].text):
+        raise InvalidInput(
+            "continue_final_message: the last message is no assistant's with text; leave it out or end with one"
+        )
+    if body.continue_final_message and body.add_generation_prompt:
+        raise InvalidInput(
+            "add_generation_prompt: begins another message, and continue_final_message goes on; give one of them"
+        )
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidInput("top_logprobs: given without logprobs; leave it out or set logprobs to true")
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
@@ -105,7 +116,8 @@ def _plan(
             f"{named}: beside the chosen tokens the likeliest are not known, unless decoding is greedy without labels; give 0"
         )
     if budget is None and planned.task is None and isinstance(body, ChatBody):
-        planned = replace(planned, max_new_tokens=max(1, min(limits.max_new_tokens, room - len(prompt.tokens))))
+        most = min(limits.max_new_tokens or room, room - len(prompt.tokens))
+        planned = replace(planned, max_new_tokens=max(1, most))
     own = planned.prompter if prompt.by_ids and planned.probe is not None else None
     if own is not None and own.encode(planned.prompt) != prompt.tokens:
         planned = replace(planned, why=(*planned.why, "the prompt's tokens are not those that its text gives"))

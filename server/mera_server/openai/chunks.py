@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from mera_server.bridge import Finished
-from mera_server.openai.answers import Head, Scored, ending, logprobs, usage
+from mera_server.openai.answers import Head, Scored, ending, logprobs, usage, used
 from mera_server.openai.asks import Ask
 from mera_server.openai.schemas import ChatBody, CompletionBody
 from mera_server.streaming import Piece, TokenStream, event
@@ -23,16 +23,22 @@ async def chunks(
 ) -> AsyncIterator[bytes]:
     """One chunk for each token, behind the last of a choice one with finish_reason and `mera`, behind all of them the usage.
 
+    Where the usage is asked for continuously, each chunk has what was read and generated up to its token, by all choices.
     A chat's choice begins with a chunk that has its role, an echoed prompt with one that has the prompt.
     """
     counted = body.stream_options is not None and bool(body.stream_options.include_usage)
     common = {**head, "object": "chat.completion.chunk" if isinstance(body, ChatBody) else "text_completion"}
-    if counted:
+    always = body.stream_options is not None and bool(body.stream_options.continuous_usage_stats)
+    if counted or always:
         common["usage"] = None
     begins = {ask.index: len(ask.echo) for ask in asks}
     found: list[Finished] = []
+    generated = 0
     async for piece in tokens:
         ask = asks[piece.choice]
+        generated += 1
+        if always:
+            common["usage"] = used(asks, generated).model_dump()
         for choice in _told(body, ask, piece, _scores(body, piece, engine, begins[ask.index])):
             made = {"index": ask.index, "logprobs": None, "finish_reason": None, **choice}
             yield event({**common, "choices": [made]}, _DATA)

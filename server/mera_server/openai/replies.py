@@ -197,6 +197,8 @@ class ModelReply(Reply):
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["mera-server"] = "mera-server"
+    root: Annotated[str, Field(description="the model's own id, whatever it is called here")]
+    max_model_len: Annotated[int, Field(description="tokens of a prompt and its answer together, at most")]
     parent: str | None = None
     task: TaskReply | None = None
 

@@ -18,7 +18,7 @@ from mera_server.loading import Serving
 from mera_server.openai.answers import Head, reply
 from mera_server.openai.asks import Ask, asks_of, check_fields, in_words_of, with_context
 from mera_server.openai.chunks import chunks
-from mera_server.openai.models import listing, model_of, task_in
+from mera_server.openai.models import listing, model_of, served, task_in
 from mera_server.openai.prompts import chat_prompt, prompts_of
 from mera_server.openai.replies import (
     ChatChunk,
@@ -53,13 +53,13 @@ def router(runtime: Runtime) -> APIRouter:
     async def models() -> ModelsReply:
         """The model, and one name for each of its certified tasks."""
         serving = runtime.serving()
-        return listing(serving.engine.loaded.id, serving.catalog, started)
+        return listing(served(serving, runtime.settings, started), serving.catalog)
 
     @routes.get("/models/{name:path}", responses={status: ERRORS[status] for status in (400, 404, 503)})
     async def model(name: str) -> ModelReply:
         """One model, which may be `<model>:<task>` for any task of `/tasks`."""
         serving = runtime.serving()
-        return model_of(name, serving.engine.loaded.id, serving.catalog, started)
+        return model_of(name, served(serving, runtime.settings, started), serving.catalog)
 
     @routes.post(
         "/completions",
@@ -97,7 +97,7 @@ async def _answer(
     head: Head = {
         "id": f"{kind}-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": body.model,
+        "model": served(serving, runtime.settings).named(body.model),
         "system_fingerprint": f"mera-server-{version('mera-server')}",
     }
 
@@ -114,7 +114,7 @@ async def _answer(
 
 def _asks(runtime: Runtime, serving: Serving, body: CompletionBody | ChatBody) -> list[Ask]:
     engine, catalog = serving.engine, serving.catalog
-    task = task_in(body.model, engine.loaded.id, catalog)
+    task = task_in(body.model, served(serving, runtime.settings), catalog)
     prompts = (
         prompts_of(body.prompt, engine)
         if isinstance(body, CompletionBody)
