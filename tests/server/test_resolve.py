@@ -187,7 +187,7 @@ def test_objects_are_rendered(make_plan: MakePlan) -> None:
         (
             {"steering": {"task": "nope"}},
             UnknownTask,
-            "steering.task: no such task; known tasks: bare, broken, good, weak",
+            "steering.task: no such task; known tasks: bare, good, weak",
         ),
         ({"steering": {"task": "broken"}}, BadTask, "no such token"),
         ({"steering": {"probe": "cc"}}, UnknownProbe, "probe: "),

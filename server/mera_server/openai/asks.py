@@ -9,6 +9,7 @@ from mera_server.bridge import native
 from mera_server.catalog import Catalog
 from mera_server.openai.prompts import Prompt
 from mera_server.openai.schemas import MAX_CHOICES, ChatBody, CompletionBody
+from mera_server.openai.structured import Labels, check_task, labels_in
 from mera_server.resolve import Limits, Plan, plan
 from mera_server.schemas import GenerateBody, Parameters, Steering
 from merasteer.errors import InvalidInput, MeraError, PromptTooLong, Unsupported
@@ -21,12 +22,13 @@ SEEDS = 2**63
 
 @dataclass(frozen=True)
 class Ask:
-    """What one choice comes to. `echo`: what is repeated in front of its text."""
+    """What one choice comes to. `echo`: what is repeated in front of its text. labels: the schema that the answer is to fit."""
 
     index: int
     prompt: Prompt
     plan: Plan
     echo: str = ""
+    labels: Labels | None = None
 
 
 def check_fields(body: CompletionBody | ChatBody) -> None:
@@ -67,19 +69,22 @@ def asks_of(
     task: the one that the model's name carries. room: the tokens that a prompt and its answer may have together.
     Raises what the plan raises, in the words of OpenAI's fields.
     """
-    n = body.n or 1
+    n, labels = body.n or 1, labels_in(body)
     if n * len(prompts) > MAX_CHOICES:
         raise InvalidInput(f"n: makes more than {MAX_CHOICES} choices of {len(prompts)} prompts; give a smaller one")
     asks: list[Ask] = []
     for prompt in prompts:
         try:
             first = _plan(body, prompt, task, catalog, limits, room)
+            if labels is not None:
+                check_task(labels, first.task)
+                first = replace(first, max_new_tokens=None, stop=())  # the label, all of it, and nothing behind it
         except MeraError as error:
             raise in_words_of(body, prompt.field, error) from None
         sampling, read = first.sampling, _encoded(prompt, first)
         for i in range(n):
             drawn = replace(first, sampling=replace(sampling, seed=(sampling.seed + i) % SEEDS))
-            asks.append(Ask(len(asks), read, drawn, prompt.text if getattr(body, "echo", False) else ""))
+            asks.append(Ask(len(asks), read, drawn, prompt.text if getattr(body, "echo", False) else "", labels))
     return asks
 
 

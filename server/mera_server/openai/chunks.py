@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from mera_server.bridge import Finished
-from mera_server.openai.answers import Head, Scored, ending, logprobs, usage, used
+from mera_server.openai.answers import Head, Scored, ending, logprobs, text_of, usage, used
 from mera_server.openai.asks import Ask
 from mera_server.openai.schemas import ChatBody, CompletionBody
 from mera_server.streaming import Piece, TokenStream, event
@@ -66,10 +66,11 @@ def _told(
     told: list[dict[str, Any]] = []
     if piece.token.index == 0 and (chat or ask.echo):
         told.append({"delta": {"role": "assistant", "content": ""}} if chat else {"text": ask.echo})
-    said: dict[str, Any] = {"delta": {"content": piece.text}} if chat else {"text": piece.text}
+    text = piece.text if ask.labels is None else "" if piece.end is None else text_of(ask, piece.end)
+    said: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
     step = {} if piece.step is None else {"step": piece.step}
     told.append({**said, "logprobs": scores, **step})
     if piece.end is not None:
         last: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
-        told.append({**last, **ending(piece.end), "mera": piece.end.shown.model_dump()})
+        told.append({**last, **ending(ask, piece.end), "mera": piece.end.shown.model_dump()})
     return told
