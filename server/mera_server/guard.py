@@ -26,7 +26,7 @@ _SIMPLE = frozenset({"text/plain", "application/x-www-form-urlencoded", "multipa
 _HOST = re.compile(r"(\[[^\[\]]+\]|[^:]*)(:[0-9]*)?")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]+")
 _PORTS = {"http": ":80", "https": ":443"}
-_PRIVATE = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".test", ".invalid")
+_PRIVATE = (".localhost", ".local", ".svc", ".internal", ".home.arpa", ".lan", ".test", ".invalid")
 
 
 class Guard:

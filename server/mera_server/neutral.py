@@ -111,6 +111,7 @@ TABLE: tuple[Neutral, ...] = (
     _row("add_special_tokens", _COMPLETIONS, (True,), "a text begins as the tokenizer begins it; send token ids for another beginning"),
     _row("add_special_tokens", _CHATS, (False,), "the chat template writes them"),
     _row("response_format", _COMPLETIONS, ({"type": "text"},), "chats take one, for a task's labels"),
+    _row("echo", _CHATS, (False,), "a chat is not repeated"),
     _row("tools functions", _CHATS, ([],), "no tool is ever called"),
     _row("tool_choice", _CHATS, ("none", "auto"), "no tool is ever called"),
     _row("function_call", _CHATS, ("none",), "no tool is ever called"),
@@ -131,6 +132,7 @@ TABLE: tuple[Neutral, ...] = (
     _row("refusal reasoning reasoning_content", _MESSAGE, ("",), "of an answer that is sent back as it came"),
     _row("annotations tool_calls", _MESSAGE, ([],), "of an answer that is sent back as it came"),
     _row("cache_control", _MESSAGE + _PART, None, "it says how to compute, not what"),
+    _row("with_pieces", ("TokenizeBody",), (False,), "`return_token_strs` adds the texts"),
     _row("include_obfuscation", _STREAM, (False,), "chunks are not padded"),
 )  # fmt: skip
 
@@ -171,7 +173,7 @@ def neutral_fields(body: type[Body]) -> type[Body]:
     fields: dict[str, Any] = {}
     for row in of_body(body.__name__):
         why = row.why.replace("`", "")
-        kind = Annotated[JsonValue, Only(row.takes, why), Field(description=row.told.replace('"', ""))]
+        kind = Annotated[JsonValue, Only(row.takes, why), Field(description=row.told)]
         fields |= dict.fromkeys(row.fields, (kind, None))
     make: Callable[..., type[Body]] = create_model
     return make(body.__name__, __base__=body, __doc__=body.__doc__, __module__=body.__module__, **fields)

@@ -278,7 +278,7 @@ async def test_wrong_completions(client: httpx.AsyncClient, changes: dict[str, A
         ({"max_completion_tokens": 901, "max_tokens": None}, "invalid_input", "max_completion_tokens: above the limit"),
         ({"max_completion_tokens": 5}, "invalid_input", "max_tokens: differs from max_completion_tokens"),
         ({"prompt": "x"}, "unknown_field", "prompt: "),
-        ({"echo": True}, "unknown_field", "echo: "),
+        ({"echo": True}, "unsupported", "echo: "),
     ],
 )
 async def test_wrong_chats(client: httpx.AsyncClient, changes: dict[str, Any], code: str, names: str) -> None:

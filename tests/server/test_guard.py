@@ -31,6 +31,7 @@ PRIVATE = [
     "mera:8000",
     "test",
     "mera.default.svc.cluster.local",
+    "mera.default.svc",
     "box.internal:1",
     "box.lan",
     "me.localhost",

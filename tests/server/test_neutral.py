@@ -10,7 +10,7 @@ import pytest
 from mera_server import neutral
 from mera_server.errors import parse
 from mera_server.neutral import TABLE, Neutral
-from mera_server.openai.schemas import ChatBody, CompletionBody, Message, StreamOptions, TextPart
+from mera_server.openai.schemas import ChatBody, CompletionBody, Message, StreamOptions, TextPart, TokenizeBody
 from mera_server.schemas import GenerateBody, LabelParameters, LabelsBody, Parameters, Strict
 from pydantic import JsonValue
 
@@ -26,6 +26,7 @@ BODIES: dict[str, tuple[type[Strict], dict[str, Any]]] = {  # name -> the body, 
     "Message": (Message, {"role": "user", "content": "x"}),
     "StreamOptions": (StreamOptions, {}),
     "TextPart": (TextPart, {"type": "text", "text": "x"}),
+    "TokenizeBody": (TokenizeBody, {"prompt": "x"}),
 }
 OTHERS: tuple[JsonValue, ...] = (7.25, True, "of tomorrow", {"of": "tomorrow"}, [{"of": "tomorrow"}])
 CASES = [(body, name, row) for row in TABLE for body in row.bodies for name in row.fields]

@@ -28,8 +28,8 @@ async def chunks(
     """
     counted = body.stream_options is not None and bool(body.stream_options.include_usage)
     common = {**head, "object": "chat.completion.chunk" if isinstance(body, ChatBody) else "text_completion"}
-    always = body.stream_options is not None and bool(body.stream_options.continuous_usage_stats)
-    if counted or always:
+    always = counted and body.stream_options is not None and bool(body.stream_options.continuous_usage_stats)
+    if counted:
         common["usage"] = None
     begins = {ask.index: len(ask.echo) for ask in asks}
     found: list[Finished] = []

@@ -200,6 +200,7 @@ class ChatBody(OpenAIBody):
         return "top_logprobs", (self.top_logprobs or 0) if self.logprobs else None
 
 
+@neutral_fields
 class TokenizeBody(Strict):
     """The body of `POST /tokenize`: a text in vLLM's form or in llama.cpp's, or a chat."""
 
