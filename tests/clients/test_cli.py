@@ -171,6 +171,8 @@ def test_accuracy_and_confusion_where_the_file_has_the_true_label(command):
         "spam           0     1       1",
     ]
     assert command(*RUN).out == ""  # no column `label`, and none was named
+    write_csv("in.csv", [{"text": text, "desk": "A", "truth": str(i)} for text, i in (("a", 0), ("x", 0), ("x", 1))])
+    assert command(*RUN, "--label", "truth").out.splitlines()[0] == "accuracy 0.6667: 2 of 3 rows are right"
     said = command(*RUN, "--label", "desk")
     assert (said.code, said.out) == (0, "")
     assert "--label desk: holds none of the task's labels (ham, spam)" in said.err

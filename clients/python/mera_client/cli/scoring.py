@@ -48,9 +48,15 @@ def column_of(path: Path, table: Table, named: str | None) -> str | None:
 
 
 def score(table: Table, column: str | None, results: Sequence[Classified], labels: tuple[str, ...]) -> Score | None:
-    """The comparison; None without a column, or where it holds no label of the task."""
+    """The comparison; None without a column, or where it holds no label of the task.
+
+    Labels are told by name. Only where no cell is one, and all are numbers from 0, these are the labels' indices.
+    """
     if column is None:
         return None
     true = [str(row.get(column, "")).strip() for row in table.rows]
+    indices = {str(index): label for index, label in enumerate(labels)}
+    if not set(true) & set(labels) and set(true) <= indices.keys():
+        true = [indices[cell] for cell in true]
     pairs = Counter((t, result.label or _NONE) for t, result in zip(true, results, strict=True) if t in labels)
     return Score(labels, pairs, len(true) - pairs.total()) if pairs else None
