@@ -1,7 +1,8 @@
 """Who may ask what, and how often: keys and their scopes, a token bucket for each key.
 
-GET /health/live, /health/ready, / (the page)    nobody is asked for a key
+GET /health, /health/…, / (the page)             nobody is asked for a key
 every other GET, HEAD, OPTIONS                   read, known path or not
+POST /tokenize, /detokenize                      read
 POST on an inference route                       generate
 everything else                                  admin
 """
@@ -18,12 +19,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mera_server.keys import Key, KeyRing
 from mera_server.keys import Scope as KeyScope
-from mera_server.middleware import INFERENCE_ROUTES
+from mera_server.middleware import inference_route
 from merasteer.errors import Forbidden, RateLimited, Unauthorized
 
 __all__ = ["OPEN", "Access", "Bucket", "charge", "needed"]
 
-OPEN = frozenset({"/", "/health/live", "/health/ready"})
+OPEN = frozenset({"/", "/health", "/health/live", "/health/ready"})
 _READING = ("GET", "HEAD", "OPTIONS")
 _BEARER = re.compile(rb"bearer +([\x21-\x7e]+) *", re.IGNORECASE)
 
@@ -32,7 +33,9 @@ def needed(method: str, path: str) -> KeyScope | None:
     """The scope that a request needs, None for none. What nobody has thought of needs `admin`."""
     if method in _READING:
         return None if path in OPEN else "read"
-    return "generate" if path in INFERENCE_ROUTES and method == "POST" else "admin"
+    if method == "POST" and path in ("/tokenize", "/detokenize"):
+        return "read"
+    return "generate" if method == "POST" and inference_route(path) is not None else "admin"
 
 
 @dataclass(eq=False)

@@ -114,8 +114,8 @@ class Catalog:
 
     @property
     def names(self) -> str:
-        """The known tasks, for messages."""
-        return ", ".join(sorted(self.tasks)) or "none"
+        """The tasks that this model can serve, for messages."""
+        return ", ".join(sorted(name for name, task in self.tasks.items() if isinstance(task, ServedTask))) or "none"
 
     def task(self, name: str) -> ServedTask:
         """The task of that name. Raises UnknownTask naming the known ones, or what keeps this model from serving it."""

@@ -1,4 +1,4 @@
-"""Every failure in one body, `{"error": {"code", "message"}}`, and every foreign error mapped to ours.
+"""Every failure as an answer (its body: `told.py`), and every foreign error mapped to ours.
 
 pydantic.ValidationError      NotJson 400, UnknownField, Unsupported or InvalidInput 422; never with the input in it
 starlette HTTPException       NotFound 404, MethodNotAllowed 405, TooLarge 413, else by status
@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from mera_server.neutral import of_body
+from mera_server.told import body_of, status_of
 from merasteer.errors import (
     InvalidInput,
     MeraError,
@@ -33,7 +35,6 @@ from merasteer.errors import (
 
 __all__ = [
     "describe",
-    "error_event",
     "error_response",
     "foreign",
     "on_http_exception",
@@ -61,19 +62,10 @@ _HEADERS: dict[str, dict[str, str]] = {
 }
 
 
-def error_response(error: MeraError, headers: dict[str, str] | None = None) -> Response:
-    """The one error body, with the status of the error."""
+def error_response(error: MeraError, path: str = "/", headers: dict[str, str] | None = None) -> Response:
+    """The answer to a request on `path` that ends with `error`."""
     own = {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited) else _HEADERS.get(error.code, {})
-    return JSONResponse(_body(error), status_code=error.status, headers=own | (headers or {}))
-
-
-def error_event(error: MeraError) -> bytes:
-    """The same body as a server-sent event: the last one of a stream that fails."""
-    return b"data:" + json.dumps(_body(error), separators=(",", ":")).encode() + b"\n\n"
-
-
-def _body(error: MeraError) -> dict[str, dict[str, str]]:
-    return {"error": {"code": error.code, "message": str(error) or error.code}}
+    return JSONResponse(body_of(error, path), status_code=status_of(error, path), headers=own | (headers or {}))
 
 
 async def on_mera_error(request: Request, error: Exception) -> Response:
@@ -81,24 +73,25 @@ async def on_mera_error(request: Request, error: Exception) -> Response:
     known = foreign(error)
     if known.status == 500:  # a 503 is told once, where it begins
         log.error("request_id=%s code=%s %s", json.dumps(getattr(request.state, "request_id", "")), known.code, known)
-    return error_response(known)
+    return error_response(known, request.scope["path"])
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Handler of the framework's errors: unknown routes, wrong methods."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         error = HTTPException(405, headers={"Allow": _methods(request)})
-    return error_response(foreign(error), dict(getattr(error, "headers", None) or {}))
+    return error_response(foreign(error), request.scope["path"], dict(getattr(error, "headers", None) or {}))
 
 
 def _methods(request: Request) -> str:
     """Those that the path takes. The framework itself names only those of the first router that knows the path."""
     routes, scope = request.app.routes, request.scope
-    return ", ".join(
+    taken = [
         method
-        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
         if any(route.matches({**scope, "method": method})[0] == Match.FULL for route in routes)
-    )
+    ]
+    return ", ".join(["GET", "HEAD", *taken[1:]] if taken[:1] == ["GET"] else taken)
 
 
 def foreign(error: BaseException) -> MeraError:
@@ -133,13 +126,14 @@ def describe(error: ValidationError, model: type[BaseModel]) -> MeraError:
     if kind == "json_invalid":
         return NotJson('body: not JSON in UTF-8; send an object such as {"inputs": "..."}')
     path, takes, known = _locate(model, first["loc"])
-    if kind == "extra_forbidden":
+    if kind == "none_required" and str(first["loc"][-1]) not in known:
         last = str(first["loc"][-1])
         name = ".".join([*path, last]) if _NAMEABLE.fullmatch(last) else ".".join([*path, "(a field)"])
         return UnknownField(f"{name}: unknown field; known fields: {', '.join(sorted(known))}")
     name = ".".join(path) or "body"
     if kind == "unsupported":
-        return Unsupported(f"{name}: got {_kind_of(first['input'])} that is not implemented here; give {takes}")
+        why = f" ({told})" if (told := first.get("ctx", {}).get("why")) else ""
+        return Unsupported(f"{name}: got {_kind_of(first['input'])} that is not implemented here{why}; give {takes}")
     return InvalidInput(f"{name}: {_problem(kind, first['input'])}; give {takes}")
 
 
@@ -168,7 +162,7 @@ def _kind_of(value: object) -> str:
 
 
 def _locate(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], str, list[str]]:
-    """The field path (union tags left out), what the last field takes, and the fields of the innermost object."""
+    """The field path (union tags left out), what the last field takes, and the fields that the innermost object serves."""
     path: list[str] = []
     takes = "a JSON object"
     current: type[BaseModel] | None = model
@@ -182,10 +176,13 @@ def _locate(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str
         path.append(str(part))
         takes = field.description or "another value"
         current = _model_in(field.annotation)
-    return path, takes, list(current.model_fields) if current else []
+    listed = [] if current is None else {name for row in of_body(current.__name__) for name in row.fields}
+    return path, takes, [name for name in current.model_fields if name not in listed] if current else []
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The model that a field holds, through `| None`, or a list of."""
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType, list) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inside = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType, list) else ()
+    return next((found for option in inside if (found := _model_in(option)) is not None), None)

@@ -5,10 +5,13 @@ A test sends every body and compares what comes back. `…` stands for the rest 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["ANSWERS", "ERRORS", "FIELDS", "PLACES", "REQUESTS", "add_examples"]
+from mera_server.told import body_of, is_openai
+from merasteer.errors import MeraError
+
+__all__ = ["ANSWERS", "ERRORS", "FIELDS", "PLACES", "REQUESTS", "add_examples", "example_of"]
 
 Example = Mapping[str, Any]
 
@@ -51,6 +54,14 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Example]]] = {
             "steering": {"method": "none"},
         }),
     },
+    "/classify/{task}": {
+        "text": ("A text, as Hugging Face's text_classification sends it", {"inputs": "See you at noon"}),
+    },
+    "/tokenize": {
+        "text": ("The tokens of a text", {"prompt": "See you at noon", "return_token_strs": True}),
+        "chat": ("Those of a chat", {"messages": [{"role": "user", "content": "See you at noon"}]}),
+    },
+    "/detokenize": {"tokens": ("The text of tokens", {"tokens": [272, 271]})},
     "/v1/completions": {
         "task": ("A task as a model's name", {**_TASK_MODEL, "prompt": _PROMPT, "logprobs": 0}),
         "choices": ("Two prompts, two seeded choices of each", {
@@ -114,6 +125,8 @@ ANSWERS: Mapping[str, tuple[str, Any]] = {  # path -> the name of the request, i
         ],
         "usage": {"prompt_tokens": 40, "generated_tokens": 2},
     }),
+    "/classify/{task}": ("text", [[{"label": "ham", "score": 0.527}, {"label": "spam", "score": 0.473}]]),
+    "/detokenize": ("tokens", {"prompt": " ham spam", "content": " ham spam"}),
     "/v1/completions": ("task", {
         **_HEAD, "id": "cmpl-…", "object": "text_completion",
         "choices": [{**_CHOICE, "text": " spam", "logprobs": {
@@ -137,10 +150,18 @@ FIELDS: Mapping[str, Sequence[Any]] = {  # field of a body -> values that the bu
     "max_tokens": [1],
     "max_completion_tokens": [1],
     "stop": [["\n"]],
+    "tokens": [[272, 271]],
 }
-_BODIES = ("GenerateBody", "StreamBody", "CompletionBody", "ChatBody", "Message", "Parameters", "Steering")
+_BODIES = (
+    *("GenerateBody", "StreamBody", "LabelsBody", "CompletionBody", "ChatBody"),
+    *("Message", "Parameters", "Steering", "DetokenizeBody"),
+)
 
-PLACES: Mapping[str, str] = {"digest": "050dafb4", "name": "mera-demo:demo_spam"}  # what stands in a path
+PLACES: Mapping[str, str] = {
+    "digest": "050dafb4",
+    "name": "mera-demo:demo_spam",
+    "task": "demo_desk_a",
+}  # what stands in a path
 
 ERRORS: Mapping[str, tuple[str, str]] = {  # status -> code, message
     "401": ("unauthorized", "authorization: no key; send the header `Authorization: Bearer <key>`, once"),
@@ -156,6 +177,18 @@ ERRORS: Mapping[str, tuple[str, str]] = {  # status -> code, message
 }  # fmt: skip
 
 
+def example_of(status: str, path: str) -> MeraError:
+    """The sample error of a status on a route: under /v1, 400 is what 422 is elsewhere."""
+    code, message = ERRORS["422" if status == "400" and is_openai(path) else status]
+    return next(kind for kind in _kinds(MeraError) if kind.code == code)(message)
+
+
+def _kinds(kind: type[MeraError]) -> Iterator[type[MeraError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _kinds(child)
+
+
 def add_examples(described: dict[str, Any]) -> None:
     """Puts the examples into an OpenAPI description, in place."""
     for path, operations in described["paths"].items():
@@ -165,8 +198,7 @@ def add_examples(described: dict[str, Any]) -> None:
                     parameter["example"] = PLACES[parameter["name"]]
             for status, response in operation["responses"].items():
                 if status in ERRORS and "application/json" in response.get("content", {}):
-                    code, message = ERRORS[status]
-                    _json(response)["example"] = {"error": {"code": code, "message": message}}
+                    _json(response)["example"] = body_of(example_of(status, path), path)
         if path in REQUESTS:
             _json(operations["post"]["requestBody"])["examples"] = {
                 name: {"summary": summary, "value": body} for name, (summary, body) in REQUESTS[path].items()

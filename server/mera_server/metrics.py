@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from importlib.metadata import version
 from itertools import pairwise
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from mera_server.catalog import Catalog, Probe
 from mera_server.replies import MeraReply
-from merasteer.errors import NonFinite
+from merasteer.errors import Cancelled, NonFinite
 from merasteer.types import Generation
 
 __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _PROBE = ("task", "probe", "certified", "alpha", "caution")
-_MODEL = ("model", "architecture", "dtype", "attention", "device")
+_MODEL = ("model", "architecture", "dtype", "attention", "device", "version")
+_PROMPT = (8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 32768.0, 131072.0)
+_GENERATED = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 _SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
 
@@ -27,6 +38,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
 
         def histogram(
             name: str, about: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = _SECONDS
@@ -44,8 +56,14 @@ class Metrics:
         self._tokens = counter("mera_tokens_total", "Tokens read and generated.", "kind")
         self._error = histogram("mera_predicted_error", "The probe's predicted error.", ("task", "when"), _SHARES)
         self._duration = histogram(
-            "mera_request_duration_seconds", "From the request's first byte to the answer's last."
+            "mera_request_duration_seconds", "From the request's first byte to the answer's last.", ("outcome",)
         )
+        self._prompts = histogram("mera_prompt_tokens", "Tokens of a prompt.", buckets=_PROMPT)
+        self._lengths = histogram("mera_generated_tokens", "Tokens of an answer.", buckets=_GENERATED)
+        self._finished = counter("mera_finished_total", "Why answers ended.", "reason")
+        self._shared = counter("mera_prefix_cache_hit_tokens_total", "Prompt tokens that others had computed already.")
+        self._shared_so_far: Callable[[], float] = lambda: 0.0
+        self._shared_told = 0.0
         self._first = histogram("mera_time_to_first_token_seconds", "From submission to the first token.")
         self._between = histogram("mera_inter_token_seconds", "Between two tokens of one answer.")
         self._queue = histogram("mera_queue_seconds", "From submission to the first forward pass.")
@@ -74,7 +92,7 @@ class Metrics:
     def request(self, route: str, status: int, seconds: float) -> None:
         """One answer on an inference route, errors included."""
         self._requests.labels(route, str(status)).inc()
-        self._duration.observe(seconds)
+        self._duration.labels(_outcome(status)).observe(seconds)
 
     def generation(self, generation: Generation, mera: MeraReply) -> None:
         """One generation that was answered with `mera`."""
@@ -83,6 +101,9 @@ class Metrics:
         self._steered.labels(task).inc(mera.steering.steered_tokens)
         self._tokens.labels("prompt").inc(generation.prompt_tokens)
         self._tokens.labels("generated").inc(len(generation.tokens))
+        self._prompts.observe(generation.prompt_tokens)
+        self._lengths.observe(len(generation.tokens))
+        self._finished.labels(generation.finish_reason).inc()
         if mera.predicted_error is not None:
             self._error.labels(task, "before").observe(mera.predicted_error.before)
             self._error.labels(task, "after").observe(mera.predicted_error.after)
@@ -98,14 +119,21 @@ class Metrics:
         if not future.cancelled() and isinstance(future.exception(), NonFinite):
             self._non_finite.inc()
 
-    def watch(self, running: Callable[[], float], waiting: Callable[[], float], cache: Callable[[], float]) -> None:
-        """Gauges that are read from the engine at each scrape."""
+    def watch(
+        self,
+        running: Callable[[], float],
+        waiting: Callable[[], float],
+        cache: Callable[[], float],
+        shared: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """What is read from the engine at each scrape: gauges, and the shared tokens so far."""
+        self._shared_so_far = shared
         self._running.set_function(running)
         self._waiting.set_function(waiting)
         self._cache.set_function(cache)
 
     def model(self, facts: Mapping[str, str]) -> None:
-        self._model.labels(**facts).set(1)
+        self._model.labels(**facts, version=version("mera-server")).set(1)
 
     def catalog(self, catalog: Catalog) -> None:
         """What is served from now on. From the thread that read it; a scrape meanwhile may see an artifact that has just left."""
@@ -119,7 +147,17 @@ class Metrics:
 
     def text(self) -> bytes:
         """The plain text exposition."""
+        shared = self._shared_so_far()
+        self._shared.inc(max(0.0, shared - self._shared_told))
+        self._shared_told = shared
         return generate_latest(self.registry)
+
+
+def _outcome(status: int) -> str:
+    """In which of the histograms of durations a request is: refusals are quick, and would make answers look so."""
+    if status < 400:
+        return "answered"
+    return "failed" if status >= 500 else "cancelled" if status == Cancelled.status else "refused"
 
 
 def _facts(probe: Probe) -> tuple[str, ...]:

@@ -18,14 +18,37 @@ from mera_server.logs import current_request, fields
 from mera_server.metrics import Metrics
 from merasteer.errors import Cancelled, MeraError, TooLarge
 
-__all__ = ["INFERENCE_ROUTES", "BodyLimit", "Requests", "failed", "log_failure", "request_id"]
+__all__ = [
+    "INFERENCE_ROUTES",
+    "BodyLimit",
+    "Head",
+    "Requests",
+    "failed",
+    "inference_route",
+    "infers",
+    "log_failure",
+    "request_id",
+]
 
 INFERENCE_ROUTES = frozenset(
     {"/", "/generate", "/generate_stream", "/classify", "/v1/completions", "/v1/chat/completions"}
 )
+_OF_A_TASK = re.compile(r"/classify/[^/]+")
 _ID = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,126}[\x21-\x7e])?")
 access = logging.getLogger("mera.access")
 failures = logging.getLogger("mera.errors")
+
+
+def inference_route(path: str) -> str | None:
+    """The inference route that a path belongs to, None for any other."""
+    if path in INFERENCE_ROUTES:
+        return path
+    return "/classify/{task}" if _OF_A_TASK.fullmatch(path) else None
+
+
+def infers(scope: Scope) -> bool:
+    """Whether it is a request that generates."""
+    return scope["type"] == "http" and scope["method"] == "POST" and inference_route(scope["path"]) is not None
 
 
 def request_id(given: str | None) -> str:
@@ -72,7 +95,7 @@ class Requests:
             if known.status >= 500:
                 log_failure(scope, known, error)
             if exchange.status is None:
-                await error_response(known)(scope, receive, exchange.send)
+                await error_response(known, scope["path"])(scope, receive, exchange.send)
         finally:
             exchange.finish(Cancelled.status)
             current_request.reset(about)
@@ -103,16 +126,36 @@ class _Exchange:
         self._finished = True
         seconds = time.perf_counter() - self._start
         path = self.scope["path"]
-        known = path in INFERENCE_ROUTES
-        if known and (path != "/" or self.scope["method"] == "POST"):  # a browser's GET of / infers nothing
-            self.metrics.request(path, status, seconds)
-        route = getattr(self.scope.get("route"), "path", path if known else "unknown")
+        known = inference_route(path)
+        if known is not None and (path != "/" or self.scope["method"] == "POST"):  # a browser's GET of / infers nothing
+            self.metrics.request(known, status, seconds)
+        route = getattr(self.scope.get("route"), "path", known or "unknown")
         method, ms, key = self.scope["method"], round(1000 * seconds, 1), self.scope["state"].get("key") or None
         access.info(
             "request_id=%s method=%s route=%s status=%d ms=%.1f key=%s",
             *(json.dumps(self.id), method, route, status, ms, key or "-"),
             extra=fields(message="request", method=method, route=route, status=status, ms=ms, key=key),
         )
+
+
+class Head:
+    """Innermost: HEAD is answered wherever GET is, by the same head and no body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        asked = {**scope, "method": "GET"}
+
+        async def headless(message: Message) -> None:
+            scope["route"] = asked.get("route")  # the log's
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app(asked, receive, headless)
 
 
 class BodyLimit:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mera_server.told import ErrorType
 from merasteer.types import Decision, FinishReason
 
 __all__ = [
@@ -16,9 +17,11 @@ __all__ = [
     "ClassifyReply",
     "CountsReply",
     "DetailsReply",
+    "DetokenizeReply",
     "ErrorReply",
     "GenerateReply",
     "GuaranteeReply",
+    "LabelReply",
     "MeraReply",
     "PredictedErrorReply",
     "Reason",
@@ -29,6 +32,7 @@ __all__ = [
     "TaskReply",
     "TasksReply",
     "TokenReply",
+    "TokenizeReply",
     "TraceReply",
     "UsageReply",
 ]
@@ -49,9 +53,10 @@ class ErrorDetail(Reply):
 
 
 class ErrorReply(Reply):
-    """The one body of every error."""
+    """The one body of every error on native routes."""
 
     error: ErrorDetail
+    error_type: Annotated[ErrorType, Field(description="what text-generation-inference calls it")]
 
 
 class TokenReply(Reply):
@@ -234,6 +239,29 @@ class ClassifyReply(Reply):
     probe: str | None
     results: list[ClassifiedReply]
     usage: UsageReply
+
+
+class LabelReply(Reply):
+    """A label and its share, as text-classification clients read it."""
+
+    label: str
+    score: float
+
+
+class TokenizeReply(Reply):
+    """The answer of `POST /tokenize`."""
+
+    count: int
+    max_model_len: Annotated[int, Field(description="tokens of a prompt and its answer together, at most")]
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeReply(Reply):
+    """The answer of `POST /detokenize`: one text under the names of two servers."""
+
+    prompt: str
+    content: str
 
 
 class ReloadReply(Reply):

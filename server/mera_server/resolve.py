@@ -24,11 +24,11 @@ __all__ = ["Limits", "Plan", "plan"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server was started with, as far as a request's plan depends on it."""
+    """What the server was started with, as far as a request's plan depends on it. A limit of None is the engine's own."""
 
     steering: bool = True
     default_task: str | None = None
-    max_new_tokens: int = 1024
+    max_new_tokens: int | None = None
     max_prompt_tokens: int | None = None
 
 
@@ -125,7 +125,7 @@ def _unsteered(body: GenerateBody, prompter: Prompter | None, limits: Limits) ->
     budget = parameters.max_new_tokens
     if budget is None:
         budget = DEFAULT_MAX_NEW_TOKENS if prompter is None else _own_budget(prompter.task)
-    if budget is not None and budget > limits.max_new_tokens:
+    if budget is not None and limits.max_new_tokens is not None and budget > limits.max_new_tokens:
         raise InvalidInput(
             f"parameters.max_new_tokens: above the limit of this server; give at most {limits.max_new_tokens}"
         )
@@ -134,13 +134,22 @@ def _unsteered(body: GenerateBody, prompter: Prompter | None, limits: Limits) ->
         prompt=_prompt(body.inputs, prompter),
         prompter=prompter,
         max_new_tokens=budget,
-        sampling=Sampling(parameters.temperature or None, parameters.top_k, parameters.top_p, seed),
+        sampling=Sampling(_temperature(parameters), parameters.top_k, parameters.top_p, seed),
         stop=tuple(parameters.stop or ()),
         tokens=bool(parameters.details),
         trace=body.details == "trace",
         brief=body.details == "none",
         full_text=bool(parameters.return_full_text),
     )
+
+
+def _temperature(parameters: Parameters) -> float | None:
+    """None is greedy. To sample without a temperature is to sample at 1, as Hugging Face's libraries mean it."""
+    if parameters.do_sample and parameters.temperature is None:
+        return 1.0
+    if parameters.do_sample and not parameters.temperature:
+        raise InvalidInput("parameters.temperature: 0 is greedy, and do_sample asks for a draw; leave one of them out")
+    return parameters.temperature or None
 
 
 def _own_budget(task: ServedTask) -> int | None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mera_server.errors import error_event, error_response
-from mera_server.middleware import INFERENCE_ROUTES, failed
+from mera_server.errors import error_response
+from mera_server.middleware import failed, infers
 from mera_server.room import Room
+from mera_server.told import event_of, status_of
 from merasteer.errors import DeadlineExceeded, MeraError, NotReady, Overloaded
 
 __all__ = ["Flights", "Running"]
@@ -72,7 +73,7 @@ class Running:
         self.flights, self.room, self.seconds = flights, room, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in INFERENCE_ROUTES:
+        if not infers(scope):
             await self.app(scope, receive, send)
             return
         answer = _Answer(send, self.room)
@@ -84,7 +85,7 @@ class Running:
                 self.flights.add(flight)
                 await self.app(scope, receive, answer.send)
         except (NotReady, Overloaded) as error:  # refusals, no failures: nothing for the error log
-            await error_response(error)(scope, receive, answer.send)
+            await error_response(error, scope["path"])(scope, receive, answer.send)
         except TimeoutError:
             if flight is None or not flight.timeout.expired():
                 raise
@@ -127,8 +128,9 @@ class _Answer:
         if not self._started:
             raise error
         if self._streams and not self._complete:
-            failed(scope, error.status)
+            path = scope["path"]
+            failed(scope, status_of(error, path))
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
-                    await self._send({"type": "http.response.body", "body": error_event(error), "more_body": True})
+                    await self._send({"type": "http.response.body", "body": event_of(error, path), "more_body": True})
                     await self._send({"type": "http.response.body", "body": b"", "more_body": False})

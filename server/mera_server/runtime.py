@@ -208,7 +208,10 @@ class Runtime:
         """The info metrics and the gauges."""
         engine, loaded = serving.engine, serving.engine.loaded
         self.metrics.watch(
-            lambda: engine.stats().running, lambda: engine.stats().waiting, lambda: engine.stats().cache_used_ratio
+            lambda: engine.stats().running,
+            lambda: engine.stats().waiting,
+            lambda: engine.stats().cache_used_ratio,
+            lambda: engine.stats().shared_tokens,
         )
         facts = ("architecture", "dtype", "attention", "device")
         self.metrics.model({"model": loaded.id, **{name: str(getattr(loaded, name)) for name in facts}})

@@ -6,21 +6,12 @@ Pydantic's messages are not shown to callers (they may echo the input): `errors.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    JsonValue,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic_core import PydanticCustomError
 
+from mera_server.neutral import Only, neutral_fields
 from merasteer.types import Method, NamedPositions
 
 __all__ = [
@@ -28,11 +19,14 @@ __all__ = [
     "MAX_INPUTS",
     "ClassifyBody",
     "GenerateBody",
+    "LabelParameters",
+    "LabelsBody",
     "Override",
     "Parameters",
     "Steering",
     "StreamBody",
     "Strict",
+    "TopK",
 ]
 
 DEFAULT_MAX_NEW_TOKENS = 16
@@ -42,9 +36,10 @@ MAX_STRENGTH = 1e4
 
 
 class Strict(BaseModel):
-    """A body: no coercion, no unknown fields, no NaN or infinity, frozen."""
+    """A body: no coercion, no unknown fields but at null, no NaN or infinity, frozen."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, None]
 
 
 def _finite(value: Any) -> Any:
@@ -55,35 +50,22 @@ def _finite(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
-class _Only:
-    """Accepts null and the neutral values of a parameter that this server does not implement; its JSON schema says so too."""
-
-    neutral: tuple[JsonValue, ...]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, _core: core_schema.CoreSchema, _handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"enum": [*self.neutral, None]}
-
-    def _check(self, value: object) -> object:
-        if value is not None and value not in self.neutral:
-            raise PydanticCustomError("unsupported", "only the neutral value")
-        return value
+def _all_for_none(value: int | None) -> int | None:
+    """0 and -1 are what other servers call a draw from all tokens."""
+    return None if value in (0, -1) else value
 
 
-def _only(*neutral: JsonValue) -> _Only:
-    return _Only(neutral)
-
-
+TopK = Annotated[
+    int | None,
+    Field(ge=-1, le=2**31 - 1, description="a positive integer; 0, -1 or null for all tokens"),
+    AfterValidator(_all_for_none),
+]
 Inputs = Annotated[str | dict[str, JsonValue], AfterValidator(_finite)]
 
 
+@neutral_fields
 class Parameters(Strict):
-    """The parameters of text-generation-inference. The last twelve are accepted at their neutral value only."""
+    """The parameters of text-generation-inference; behind them those that are accepted at their neutral values only."""
 
     max_new_tokens: Annotated[
         int | None, Field(ge=1, description="a positive integer; null ends with the task's label")
@@ -92,7 +74,7 @@ class Parameters(Strict):
         float | None, Field(ge=0, le=100, description="a number from 0 to 100, 0 or null for greedy")
     ] = None
     top_p: Annotated[float | None, Field(gt=0, le=1, description="a number above 0, at most 1")] = None
-    top_k: Annotated[int | None, Field(ge=1, le=2**31 - 1, description="a positive integer")] = None
+    top_k: TopK = None
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=256)]] | None,
         Field(
@@ -104,20 +86,9 @@ class Parameters(Strict):
     return_full_text: Annotated[bool | None, Field(description="true, false or null")] = None
     details: Annotated[bool | None, Field(description="true, false or null")] = None
 
-    best_of: Annotated[int | None, _only(1), Field(description="1 or null")] = None
-    repetition_penalty: Annotated[float | None, _only(1), Field(description="1.0 or null")] = None
-    frequency_penalty: Annotated[float | None, _only(0), Field(description="0.0 or null")] = None
-    typical_p: Annotated[float | None, _only(1), Field(description="1.0 or null")] = None
     do_sample: Annotated[
-        bool | None, _only(False), Field(description="false or null; temperature chooses sampling")
+        bool | None, Field(description="true, false or null; true samples, at temperature 1 where none is given")
     ] = None
-    truncate: Annotated[int | None, _only(), Field(description="null")] = None
-    watermark: Annotated[bool | None, _only(False), Field(description="false or null")] = None
-    decoder_input_details: Annotated[bool | None, _only(False), Field(description="false or null")] = None
-    top_n_tokens: Annotated[int | None, _only(0), Field(description="0 or null")] = None
-    grammar: Annotated[JsonValue, _only(), Field(description="null")] = None
-    adapter_id: Annotated[str | None, _only(), Field(description="null")] = None
-    stop_sequences: Annotated[list[str] | None, _only([]), Field(description="[] or null; use stop")] = None
 
 
 class Override(Strict):
@@ -154,6 +125,7 @@ class Steering(Override):
     task: Annotated[str | None, Field(min_length=1, description="the name of a task, see GET /tasks")] = None
 
 
+@neutral_fields
 class GenerateBody(Strict):
     """The body of `POST /generate` and of `POST /`."""
 
@@ -167,7 +139,26 @@ class GenerateBody(Strict):
 class StreamBody(GenerateBody):
     """The body of `POST /generate_stream`, which always streams."""
 
-    stream: Annotated[bool | None, _only(True), Field(description="true or null; /generate answers at once")] = None
+    stream: Annotated[bool | None, Only((True,)), Field(description="true or null; /generate answers at once")] = None
+
+
+@neutral_fields
+class LabelParameters(Strict):
+    """The parameters of a text classification as Hugging Face's clients send it."""
+
+    top_k: Annotated[int | None, Field(ge=1, description="a positive integer, or null for all labels")] = None
+
+
+@neutral_fields
+class LabelsBody(Strict):
+    """The body of `POST /classify/{task}`: one input, or several."""
+
+    inputs: Annotated[
+        Inputs | Annotated[list[Inputs], Field(min_length=1, max_length=MAX_INPUTS)],
+        Field(description=f"an input of the task, a string or an object, or an array of 1 to {MAX_INPUTS} of them"),
+    ]
+    parameters: Annotated[LabelParameters | None, Field(description="an object such as {}")] = None
+    steering: Annotated[Override | None, Field(description='an object such as {"alpha": 0.3}')] = None
 
 
 class ClassifyBody(Strict):

@@ -41,6 +41,7 @@ COMMANDS = (
 
 _ARTIFACT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(@[0-9a-f]{4,64})?")
 Positive = Annotated[int, Field(ge=1)]
+_HOST = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?")
 
 
@@ -56,6 +57,9 @@ class Settings(BaseModel):
     model: Annotated[
         str | None, Field(description="model folder, .gguf file or hub id, or demo; none: the built-in demo")
     ] = None
+    served_model_name: Annotated[
+        tuple[str, ...], Field(description="what requests on /v1 call the model, between commas; none: its id")
+    ] = ()
     store: Annotated[Path, Field(description="folder of artifacts, read beside the demo's own")] = Path("probes_store")
     create_store: Annotated[
         bool, Field(description="make the store where it does not exist; without it that is an error")
@@ -87,8 +91,9 @@ class Settings(BaseModel):
         str | None, Field(description="task of requests that name none; none: they are not steered")
     ] = None
     max_new_tokens_limit: Annotated[
-        Positive, Field(description="largest max_new_tokens that a request may ask for")
-    ] = 1024
+        Positive | None,
+        Field(description="largest max_new_tokens that a request may ask for; none: what the context allows"),
+    ] = None
     max_body_bytes: Annotated[Positive, Field(description="largest request body")] = 1_048_576
     max_prompt_tokens: Annotated[
         Positive | None, Field(description="longest prompt; none: what the model and the cache take")
@@ -111,6 +116,13 @@ class Settings(BaseModel):
     ] = None
     cors_origin: Annotated[
         tuple[str, ...], Field(description="origins whose pages may ask, between commas; * for any; none: no other")
+    ] = ()
+    allowed_host: Annotated[
+        tuple[str, ...],
+        Field(
+            description="names that requests may call this server by, between commas; * for any; none: any, "
+            "but without keys no public name"
+        ),
     ] = ()
     tls_cert: Annotated[Path | None, Field(description="certificate chain (PEM): HTTPS in place of HTTP")] = None
     tls_key: Annotated[Path | None, Field(description="its private key (PEM)")] = None
@@ -154,9 +166,9 @@ class Settings(BaseModel):
         False
     )
 
-    @field_validator("cors_origin", "require", mode="before")
+    @field_validator("cors_origin", "allowed_host", "require", "served_model_name", mode="before")
     @classmethod
-    def _parts(cls, value: Any) -> Any:
+    def _several(cls, value: Any) -> Any:
         """A text is split at its commas."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -175,6 +187,13 @@ class Settings(BaseModel):
                 f"{_shown(wrong[0])} is neither a task's name nor TASK@DIGEST with 4 to 64 hexadecimal digits"
             )
         return value
+
+    @field_validator("allowed_host")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [host for host in value if host != "*" and not _HOST.fullmatch(host)]:
+            raise ValueError(f"{wrong[0]!r} is no name such as llm.example.org, without a port")
+        return tuple(host.lower() for host in value)
 
     @model_validator(mode="after")
     def _belong_together(self) -> Settings:

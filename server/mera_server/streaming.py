@@ -20,12 +20,13 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mera_server.bridge import Finished, Named, disconnected, encode, finish, native, result_of, submit
-from mera_server.errors import error_event, foreign
+from mera_server.errors import foreign
 from mera_server.loading import Serving
 from mera_server.middleware import failed, log_failure
 from mera_server.report import step
 from mera_server.resolve import Plan
 from mera_server.runtime import Runtime
+from mera_server.told import event_of, status_of
 from merasteer.errors import Cancelled, MeraError
 from merasteer.types import GeneratedToken, Generation
 
@@ -156,9 +157,12 @@ class TokenStream:
         return Piece(choice, token, text, token.id in self._serving.special, step(self._plans[choice], token), end)
 
 
-def event(payload: Mapping[str, Any]) -> bytes:
-    """One server-sent event. Only ASCII: some clients end a line at U+0085 or U+2028, which JSON may hold as they are."""
-    return b"data:" + _json(payload).encode() + b"\n\n"
+def event(payload: Mapping[str, Any], begin: bytes = b"data:") -> bytes:
+    """One server-sent event. Only ASCII: some clients end a line at U+0085 or U+2028, which JSON may hold as they are.
+
+    begin: native events have no blank behind the colon, as text-generation-inference's; OpenAI's have one, and clients count on it.
+    """
+    return begin + _json(payload).encode() + b"\n\n"
 
 
 class EventStream(StreamingResponse):
@@ -194,5 +198,6 @@ def _told(scope: Scope, error: Exception) -> bytes:
     known: MeraError = foreign(error)
     if known.status == 500:
         log_failure(scope, known, error)
-    failed(scope, known.status)
-    return error_event(known)
+    path = scope["path"]
+    failed(scope, status_of(known, path))
+    return event_of(known, path)

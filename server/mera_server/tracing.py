@@ -16,7 +16,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mera_server.middleware import INFERENCE_ROUTES
+from mera_server.middleware import inference_route, infers
 from mera_server.replies import MeraReply
 from merasteer.errors import InvalidInput
 from merasteer.types import Generation
@@ -83,12 +83,13 @@ class Traced:
         self._tracer = provider.get_tracer("mera_server", version("mera-server"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in INFERENCE_ROUTES:
+        if not infers(scope):
             await self.app(scope, receive, send)
             return
         carrier = {name: value for name, value in Headers(scope=scope).items() if name in ("traceparent", "tracestate")}
+        route = inference_route(scope["path"]) or ""
         span = self._tracer.start_span(
-            f"POST {scope['path']}", context=self._parent.extract(carrier), kind=self._api.SpanKind.SERVER
+            f"POST {route}", context=self._parent.extract(carrier), kind=self._api.SpanKind.SERVER
         )
         status = 499
         notes: list[dict[str, Any]] = []
@@ -106,17 +107,17 @@ class Traced:
             _notes.reset(before)
             state = scope.get("state", {})
             status = state.get("failed") or status
-            span.set_attributes(_attributes(scope["path"], status, state, notes))
+            span.set_attributes(_attributes(route, status, state, notes))
             if status >= 500:
                 span.set_status(self._api.StatusCode.ERROR)
             span.end()
 
 
-def _attributes(path: str, status: int, state: dict[str, Any], notes: list[dict[str, Any]]) -> dict[str, Any]:
+def _attributes(route: str, status: int, state: dict[str, Any], notes: list[dict[str, Any]]) -> dict[str, Any]:
     """One value, or one for each generation in their order."""
     found: dict[str, Any] = {
         "http.request.method": "POST",
-        "http.route": path,
+        "http.route": route,
         "http.response.status_code": status,
         "mera.request_id": state.get("request_id", ""),
         "mera.key": state.get("key") or "",

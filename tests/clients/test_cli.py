@@ -134,7 +134,15 @@ def read_csv(path: str) -> list[dict[str, str]]:
 def test_a_file_gets_its_answers_beside_its_columns(command, mera):
     write_csv("in.csv", ROWS)
     said = command(*RUN)
-    assert (said.code, said.out) == (0, "")
+    assert (said.code, said.out.splitlines()) == (
+        0,
+        [
+            "accuracy 0.4000: 4 of 10 rows are right",
+            "true \\ said  ham  spam",
+            "ham            4     6",
+            "spam           0     0",
+        ],
+    )
     assert said.err == "mera-client: 10 rows in out.csv: 6 steered, 4 not_needed; 6 certified\n"
     assert [len(chunk) for chunk in mera.seen] == [3, 3, 3, 1]
     assert [value for chunk in mera.seen for value in chunk] == [
@@ -149,6 +157,41 @@ def test_a_file_gets_its_answers_beside_its_columns(command, mera):
     assert list(found[0].values())[4:] == ["ham", "0.75", "0.25", "0.5", "0.25", "not_needed", "false"]
     assert not Path("out.csv.part").exists()
     assert {name: value for name, value in mera.bodies[0].items() if name != "inputs"} == {"task": "t"}
+
+
+def test_accuracy_and_confusion_where_the_file_has_the_true_label(command):
+    """Answers without a label have a column of their own, rows without a label of the task are counted apart."""
+    rows = [("a", "ham"), ("x", "ham"), ("x", "spam"), ("?", "spam"), ("x", "eggs"), ("a", "")]
+    write_csv("in.csv", [{"text": text, "desk": "A", "truth": truth} for text, truth in rows])
+    said = command(*RUN, "--label", "truth")
+    assert said.out.splitlines() == [
+        "accuracy 0.5000: 2 of 4 rows are right; 2 more hold none of the task's labels",
+        "true \\ said  ham  spam  (none)",
+        "ham            1     1       0",
+        "spam           0     1       1",
+    ]
+    assert command(*RUN).out == ""  # no column `label`, and none was named
+    write_csv("in.csv", [{"text": text, "desk": "A", "truth": str(i)} for text, i in (("a", 0), ("x", 0), ("x", 1))])
+    assert command(*RUN, "--label", "truth").out.splitlines()[0] == "accuracy 0.6667: 2 of 3 rows are right"
+    said = command(*RUN, "--label", "desk")
+    assert (said.code, said.out) == (0, "")
+    assert "--label desk: holds none of the task's labels (ham, spam)" in said.err
+    said = command(*RUN, "--label", "absent")
+    assert (said.code, said.out) == (2, "")
+    assert "--label absent: in.csv has no such column; there are text, desk, truth" in said.err
+
+
+def test_options_of_every_command_may_stand_in_front_of_it_or_behind(monkeypatch):
+    monkeypatch.delenv("MERA_URL", raising=False)
+
+    def options(*arguments: str) -> tuple[str, float, int]:
+        found = cli.parser().parse_args(arguments)
+        return found.url, found.timeout, found.attempts
+
+    assert options("health") == ("http://127.0.0.1:8000", 60.0, 4)
+    assert options("--url", "http://a", "health") == options("health", "--url", "http://a") == ("http://a", 60.0, 4)
+    assert options("--url", "http://a", "--attempts", "1", "health", "--timeout", "3") == ("http://a", 3.0, 1)
+    assert options("--url", "http://a", "health", "--url", "http://b")[0] == "http://b"
 
 
 def test_jsonl_keeps_what_json_holds(command, mera):

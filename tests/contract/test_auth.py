@@ -20,11 +20,15 @@ Ready = Callable[[FastAPI], FastAPI]
 
 # What each route needs, by hand: the server's own rule is what is tested.
 TABLE: dict[tuple[str, str], str | None] = {
+    ("GET", "/health"): None,
     ("GET", "/health/live"): None,
     ("GET", "/health/ready"): None,
     ("GET", "/"): None,
     ("GET", "/openapi.json"): "read",
     ("GET", "/info"): "read",
+    ("GET", "/version"): "read",
+    ("POST", "/tokenize"): "read",
+    ("POST", "/detokenize"): "read",
     ("GET", "/metrics"): "read",
     ("GET", "/tasks"): "read",
     ("GET", "/tasks/forms"): "read",
@@ -36,6 +40,7 @@ TABLE: dict[tuple[str, str], str | None] = {
     ("POST", "/generate_stream"): "generate",
     ("POST", "/"): "generate",
     ("POST", "/classify"): "generate",
+    ("POST", "/classify/{task}"): "generate",
     ("POST", "/v1/completions"): "generate",
     ("POST", "/v1/chat/completions"): "generate",
     ("POST", "/probes/reload"): "admin",
@@ -188,6 +193,7 @@ async def test_without_keys_nobody_is_asked(client: httpx.AsyncClient) -> None:
 async def test_origins_are_refused_unless_named(settings: Settings, serving: Serving, ready_app: Ready) -> None:
     preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     answers: list[list[Any]] = []
+    codes: list[str] = []
     for origins in ((), ("https://a.example",), ("https://b.example",)):
         app = ready_app(create_app(settings.model_copy(update={"cors_origin": origins}), loader=lambda _: serving))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -195,9 +201,10 @@ async def test_origins_are_refused_unless_named(settings: Settings, serving: Ser
             refused = await client.post("/generate", content=b"{", headers={"Origin": "https://a.example"})
             allowed = [response.headers.get("access-control-allow-origin") for response in (asked, refused)]
             answers.append([asked.status_code == 200, *allowed])
-            assert refused.json()["error"]["code"] == "not_json"
+            codes.append(refused.json()["error"]["code"])
     a = "https://a.example"
     assert answers == [[False, None, None], [True, a, a], [False, None, None]]
+    assert codes == ["forbidden", "not_json", "forbidden"]
 
 
 async def test_a_preflight_needs_no_key(
@@ -208,7 +215,7 @@ async def test_a_preflight_needs_no_key(
     headers = {
         "Origin": "https://a.example",
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "authorization, content-type",
+        "Access-Control-Request-Headers": "authorization, content-type, x-stainless-lang, x-stainless-retry-count",
     }
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.options("/generate", headers=headers)).status_code == 200

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from mera_server.app import create_app
 from mera_server.loading import Serving
+from mera_server.neutral import of_body
 from mera_server.schemas import ClassifyBody, GenerateBody, Override, Parameters, Steering, StreamBody
 from mera_server.settings import Settings
 from pydantic import BaseModel
@@ -98,20 +99,26 @@ STEERING: dict[str, tuple[Any, Changes]] = {
     "positions": ([0, 2], {"positions": (0, 2)}),
     "layers": ([3], {"layers": (3,)}),
 }
-ANSWERED = {"return_full_text"}  # changes the answer alone
+ANSWERED = {"return_full_text", "do_sample"}  # in tests of their own
 NEUTRAL = {  # a value of each parameter that is refused
-    "best_of": 2, "repetition_penalty": 1.2, "frequency_penalty": 0.1, "typical_p": 0.9, "do_sample": True, "truncate": 5,
+    "best_of": 2, "repetition_penalty": 1.2, "frequency_penalty": 0.1, "typical_p": 0.9, "truncate": 5,
     "watermark": True, "decoder_input_details": True, "top_n_tokens": 3, "grammar": {"type": "json", "value": {}},
     "adapter_id": "x", "stop_sequences": ["x"],
 }  # fmt: skip
 ROUTES = ("/generate", "/generate_stream", "/")
 
 
+def listed(body: str) -> list[str]:
+    """The fields that the table of neutral values gives a body."""
+    return [name for row in of_body(body) for name in row.fields]
+
+
 def test_the_tables_hold_every_field() -> None:
-    assert set(Parameters.model_fields) == {*PARAMETERS, *ANSWERED, *NEUTRAL}
+    assert set(Parameters.model_fields) == {*PARAMETERS, *ANSWERED, *listed("Parameters")}
+    assert set(NEUTRAL) <= set(listed("Parameters"))
     assert set(Override.model_fields) == {*STEERING, "probe", "method", "strength"}
     assert set(Steering.model_fields) == {*Override.model_fields, "task"}
-    assert set(GenerateBody.model_fields) == {"inputs", "parameters", "steering", "details", "stream"}
+    assert set(GenerateBody.model_fields) == {"inputs", "parameters", "steering", "details", "stream", "options"}
     assert set(ClassifyBody.model_fields) == {"task", "inputs", "steering"}
 
 
@@ -229,4 +236,39 @@ async def test_unknown_fields_are_refused(
 
 @pytest.mark.parametrize("model", [GenerateBody, StreamBody, ClassifyBody, Parameters, Override, Steering])
 def test_no_body_takes_unknown_fields(model: type[BaseModel]) -> None:
-    assert model.model_json_schema()["additionalProperties"] is False
+    assert model.model_json_schema()["additionalProperties"] == {"type": "null"}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_do_sample_draws_at_temperature_1_where_none_is_given(reaches: Any, route: str) -> None:
+    """As Hugging Face's libraries mean it; false leaves it to the temperature."""
+    for given, temperature in (
+        ({"do_sample": True}, 1.0),
+        ({"do_sample": True, "temperature": 0.3}, 0.3),
+        ({"do_sample": False, "temperature": 0.3}, 0.3),
+        ({"do_sample": False}, None),
+    ):
+        [found] = await reaches(route, {"inputs": "Desk A.", "parameters": {"max_new_tokens": 2, **given}})
+        assert found.sampling.temperature == temperature
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_null_is_taken_for_every_field_known_or_not(reaches: Any, route: str) -> None:
+    steady = {"max_new_tokens": 2}
+    [plain] = await reaches(route, {"inputs": "Desk A.", "parameters": steady})
+    names = [name for name in Parameters.model_fields if name not in steady]
+    nulls = {**dict.fromkeys([*names, "of_tomorrow"]), **steady}
+    given = {
+        "inputs": "Desk A.",
+        "parameters": nulls,
+        "steering": {"of_tomorrow": None, "task": None},
+        "of_tomorrow": None,
+    }
+    [found] = await reaches(route, {**given, "details": None, "stream": None, "options": None})
+    assert differing(plain, found) == {}
+
+
+async def test_all_tokens_may_be_drawn_from_in_three_spellings(reaches: Any) -> None:
+    for value in (0, -1, None):
+        [found] = await reaches("/generate", {"inputs": "x", "parameters": {"top_k": value, "temperature": 1.0}})
+        assert found.sampling.top_k is None

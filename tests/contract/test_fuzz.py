@@ -20,9 +20,10 @@ from fastapi import FastAPI
 from hypothesis import strategies as st
 from mera_server.app import create_app
 from mera_server.loading import Serving
-from mera_server.openai.replies import ChatChunk, ChatReply, CompletionChunk, CompletionReply
+from mera_server.neutral import of_body
+from mera_server.openai.replies import ChatChunk, ChatReply, CompletionChunk, CompletionReply, OpenAIErrorReply
 from mera_server.openai.schemas import MAX_CHOICES, ChatBody, CompletionBody
-from mera_server.replies import ClassifyReply, GenerateReply, StreamReply
+from mera_server.replies import ClassifyReply, ErrorReply, GenerateReply, StreamReply
 from mera_server.schemas import ClassifyBody, GenerateBody, Parameters, Steering, Strict
 from mera_server.settings import Settings
 from pydantic import TypeAdapter
@@ -64,10 +65,16 @@ def statuses(kind: type[MeraError] = MeraError) -> dict[str, int]:
     return found
 
 
-def check_error(status: int, body: Any) -> None:
-    assert set(body) == {"error"}, body
-    assert set(body["error"]) == {"code", "message"}, body
-    assert statuses()[body["error"]["code"]] == status, body
+def check_error(response: Any, path: str) -> None:
+    status, body = response.status_code, response.json()
+    known = statuses()
+    if path.startswith("/v1"):
+        OpenAIErrorReply.model_validate(body)
+        known = {code: 400 if native == 422 else native for code, native in known.items()}
+        known["context_length_exceeded"] = known.pop("prompt_too_long")
+    else:
+        ErrorReply.model_validate(body)
+    assert known[body["error"]["code"]] == status, body
     assert body["error"]["message"], body
     assert "\n" not in body["error"]["message"], body
 
@@ -82,14 +89,14 @@ def of_its_type(value: Any) -> bool:
     return not (isinstance(value, float) and value.is_integer())
 
 
-def documented_error(_context: Any, response: Any, _case: Any) -> None:
+def documented_error(_context: Any, response: Any, case: Any) -> None:
     if response.status_code >= 400:
-        check_error(response.status_code, response.json())
+        check_error(response, case.operation.path)
 
 
 def schema_is_what_is_taken(_context: Any, response: Any, case: Any) -> None:
     """What fits the schema is never refused for its form, only for what no schema can say: tasks, sizes, fields that disagree."""
-    if case.meta.generation.mode.is_positive and response.status_code == 422 and of_its_type(case.body):
+    if case.meta.generation.mode.is_positive and response.status_code in (400, 422) and of_its_type(case.body):
         said = response.json()["error"]["message"]
         assert not re.search(r": (got |missing; give|unknown field)", said), (case.body, said)
 
@@ -117,7 +124,8 @@ def explore(address: str, phases: set[str], each: int) -> tuple[Counter[tuple[st
             "phases": {name: {"enabled": name in phases} for name in ("examples", "coverage", "fuzzing", "stateful")},
             "checks": {
                 "max_response_time": PATIENCE / 2,
-                "positive_data_acceptance": {"expected-statuses": ["2xx", "404", "422"]},
+                "positive_data_acceptance": {"expected-statuses": ["2xx", "400", "404", "422"]},
+                "negative_data_rejection": {"expected-statuses": ["400", "401", "403", "404", "405", "413", "422"]},
             },
         }
     )
@@ -164,7 +172,7 @@ def test_the_description(address: str, phases: set[str], each: int, least: int) 
 def test_a_wrong_method_is_told_all_that_are_right(address: str, app: FastAPI) -> None:
     for path, methods in app.openapi()["paths"].items():
         response = httpx.put(address + path)
-        check_error(response.status_code, response.json())
+        check_error(response, path)
         allowed = set(response.headers["allow"].split(", ")) - {"HEAD"}
         assert (response.status_code, allowed) == (
             405,
@@ -187,6 +195,15 @@ POSITIONS = st.sampled_from(["generation", "all", "last"]) | st.lists(st.integer
 NULL = st.none()
 
 
+def listed(body: str) -> dict[str, Strategy]:
+    """The table's fields of a body, each with the values that it takes."""
+    return {
+        name: ANYTHING if row.takes is None else st.sampled_from([None, *row.takes])
+        for row in of_body(body)
+        for name in row.fields
+    }
+
+
 def number(low: float, high: float) -> Strategy:
     """Numbers of the range, its ends and the smallest ones among them."""
     return st.floats(low, high) | st.sampled_from([low, high, 5e-324, 1e-30])
@@ -196,23 +213,12 @@ PARAMETERS: dict[str, Strategy] = {
     "max_new_tokens": st.integers(1, 4) | st.just(LONGEST + 1),
     "temperature": number(0, 100),
     "top_p": st.floats(0.01, 1) | number(0, 1),
-    "top_k": st.integers(1, 800) | st.just(2**31 - 1),
+    "top_k": st.integers(-1, 800) | st.just(2**31 - 1),
     "stop": st.lists(TEXT | WORDS, max_size=3),
     "seed": st.integers(0, 2**63 - 1),
     "return_full_text": st.booleans(),
     "details": st.booleans(),
-    "best_of": st.just(1),
-    "repetition_penalty": st.just(1.0),
-    "frequency_penalty": st.just(0.0),
-    "typical_p": st.just(1.0),
-    "do_sample": st.just(False),
-    "truncate": NULL,
-    "watermark": st.just(False),
-    "decoder_input_details": st.just(False),
-    "top_n_tokens": st.just(0),
-    "grammar": NULL,
-    "adapter_id": NULL,
-    "stop_sequences": st.just([]),
+    "do_sample": st.booleans(),
 }
 STEERING: dict[str, Strategy] = {
     "task": st.sampled_from(["demo_spam", "demo_desk_a", "sms_spam", "demo_spam", "mmlu_high_school", "../demo_spam"]),
@@ -235,17 +241,16 @@ COMMON: dict[str, Strategy] = {
     **{name: PARAMETERS[name] for name in ("temperature", "top_p", "top_k", "seed")},
     "stop": TEXT | PARAMETERS["stop"],
     "stream": st.booleans(),
-    "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans(), "include_obfuscation": NULL}),
+    "stream_options": st.fixed_dictionaries(
+        {}, optional={"include_usage": st.booleans(), "continuous_usage_stats": st.booleans(), **listed("StreamOptions")}
+    ),
     "details": DETAILS,
     "user": TEXT,
-    "frequency_penalty": st.just(0),
-    "presence_penalty": st.just(0),
-    "logit_bias": st.just({}),
 }  # fmt: skip
 CONTENT = SAID | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": SAID}), min_size=1, max_size=2)
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": CONTENT},
-    optional={"name": NULL, "refusal": NULL, "tool_calls": st.just([]), "annotations": st.just([])},
+    optional=listed("Message"),
 )
 IDS = st.lists(st.integers(0, 720), min_size=1, max_size=8)
 
@@ -274,7 +279,13 @@ OVERRIDDEN = body({}, OVERRIDES)
 STEERED = body({"task": STEERING["task"]}, {}) | body({"task": STEERING["task"]}, OVERRIDES) | body({}, STEERING)
 GENERATE = body(
     {"inputs": SAID | FIELDS},
-    {"parameters": body({}, PARAMETERS), "steering": STEERED, "details": DETAILS, "stream": st.booleans()},
+    {
+        "parameters": body({}, PARAMETERS | listed("Parameters")),
+        "steering": STEERED,
+        "details": DETAILS,
+        "stream": st.booleans(),
+        **listed("GenerateBody"),
+    },
 )
 CLASSIFY = body(
     {
@@ -290,18 +301,19 @@ COMPLETION = body(
         "steering": STEERED,
         "echo": st.booleans(),
         "logprobs": st.integers(0, 2),
-        "best_of": st.just(1),
-        "suffix": st.just(""),
+        **listed("CompletionBody"),
     },
 )
-UNSUPPORTED = [name for name, field in ChatBody.model_fields.items() if "null" in str(field.description)]
 CHAT = body(
     {"model": MODEL, "messages": st.lists(MESSAGE, min_size=1, max_size=2)},
     {
-        **dict.fromkeys(UNSUPPORTED, NULL),
+        **listed("ChatBody"),
         **COMMON,
         "steering": STEERED,
         "max_completion_tokens": st.integers(1, LONGEST),
+        "continue_final_message": st.booleans(),
+        "add_generation_prompt": st.booleans(),
+        "response_format": st.just({"type": "text"}) | ANYTHING,
         "logprobs": st.booleans(),
         "top_logprobs": st.integers(0, 2),
         "inputs": FIELDS,
@@ -330,18 +342,19 @@ def test_every_field_is_fuzzed() -> None:
         "steering",
         "echo",
         "logprobs",
-        "best_of",
-        "suffix",
         "max_completion_tokens",
+        "continue_final_message",
+        "add_generation_prompt",
+        "response_format",
     }
     openai |= {"top_logprobs", "metadata", "safety_identifier", "prompt_cache_key"}
     told: dict[type[Strict], set[str]] = {
-        Parameters: set(PARAMETERS),
+        Parameters: {*PARAMETERS, *listed("Parameters")},
         Steering: set(STEERING),
-        GenerateBody: native,
+        GenerateBody: {*native, *listed("GenerateBody")},
         ClassifyBody: native,
-        CompletionBody: {*COMMON, *openai},
-        ChatBody: {*COMMON, *openai, "inputs", *UNSUPPORTED},
+        CompletionBody: {*COMMON, *openai, *listed("CompletionBody")},
+        ChatBody: {*COMMON, *openai, "inputs", *listed("ChatBody")},
     }
     assert not {(model.__name__, name) for model, names in told.items() for name in set(model.model_fields) - names}
 
@@ -355,7 +368,7 @@ def check_answer(response: httpx.Response, answer: Any, event: Any) -> None:
     assert response.headers["x-request-id"]
     if response.status_code != 200:
         assert response.status_code in (400, 404, 413, 422), response.text
-        check_error(response.status_code, response.json())
+        check_error(response, response.request.url.path)
         return
     if not response.headers["content-type"].startswith("text/event-stream"):
         json.loads(response.content, parse_constant=no_constant)
@@ -367,10 +380,11 @@ def check_answer(response: httpx.Response, answer: Any, event: Any) -> None:
         assert told.pop() == "data: [DONE]"
     assert told
     for line in told:
-        assert line.startswith("data:{"), line
+        begin = "data:" if event is StreamReply else "data: "
+        assert line.startswith(begin + "{"), line
         assert line.isascii()
-        json.loads(line[5:], parse_constant=no_constant)
-        event.model_validate_json(line[5:])
+        json.loads(line.removeprefix(begin), parse_constant=no_constant)
+        event.model_validate_json(line.removeprefix(begin))
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ async def test_a_stream_ends_with_the_last_token_of_the_label(client: httpx.Asyn
     assert len(events) > 1
     body = {"model": "mera-demo:desks", "messages": [{"role": "user", "content": TEXTS[0]}], "stream": True}
     response = await post(client, "/v1/chat/completions", **body, steering={"method": "mera+bias"})
-    chunks = [json.loads(line.removeprefix("data:")) for line in response.text.splitlines() if line[:6] == "data:{"]
+    chunks = [json.loads(line.removeprefix("data:")) for line in response.text.splitlines() if line[:7] == "data: {"]
     joined = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
     assert joined == events[-1]["generated_text"]
 

@@ -65,7 +65,7 @@ BODIES: list[tuple[str, Any, str]] = [  # code, body, what the message names
     ("invalid_input", parameter("temperature", False), "parameters.temperature"),
     ("invalid_input", parameter("top_p", 0), "parameters.top_p"),
     ("invalid_input", parameter("top_p", 1.5), "parameters.top_p"),
-    ("invalid_input", parameter("top_k", 0), "parameters.top_k"),
+    ("invalid_input", parameter("top_k", -2), "parameters.top_k"),
     ("invalid_input", parameter("top_k", 2.5), "parameters.top_k"),
     ("invalid_input", parameter("stop", SECRET), "parameters.stop"),
     ("invalid_input", parameter("stop", [""]), "parameters.stop"),
@@ -76,7 +76,7 @@ BODIES: list[tuple[str, Any, str]] = [  # code, body, what the message names
     ("invalid_input", parameter("return_full_text", "yes"), "parameters.return_full_text"),
     ("invalid_input", parameter("details", 1), "parameters.details"),
     ("unsupported", parameter("best_of", LARGE), "parameters.best_of"),
-    ("unsupported", parameter("do_sample", True), "parameters.do_sample"),
+    ("invalid_input", parameter("do_sample", "yes"), "parameters.do_sample"),
     ("unsupported", parameter("repetition_penalty", 1.3), "parameters.repetition_penalty"),
     ("unsupported", parameter("frequency_penalty", 0.2), "parameters.frequency_penalty"),
     ("unsupported", parameter("typical_p", 0.2), "parameters.typical_p"),
@@ -145,10 +145,10 @@ STATUS = {"unknown_task": 404, "unknown_probe": 404}
 
 
 def check(response: httpx.Response, status: int, code: str, names: str) -> None:
-    body = response.json()
+    body, under_v1 = response.json(), response.request.url.path.startswith("/v1")
     assert (response.status_code, body["error"]["code"]) == (status, code), response.text
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"code", "message"}
+    assert body.get("error_type") == (None if under_v1 else "validation")
+    assert set(body["error"]) == ({"code", "message", "type", "param"} if under_v1 else {"code", "message"})
     message = body["error"]["message"]
     assert names in message
     assert "\n" not in message

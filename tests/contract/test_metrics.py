@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from importlib.metadata import version
 
 import httpx
 from mera_server.loading import Serving
@@ -63,7 +65,16 @@ async def test_a_known_load(client: httpx.AsyncClient, serving: Serving) -> None
     assert found['mera_predicted_error_count{task="demo_spam",when="before"}'] == 4
     assert found['mera_predicted_error_count{task="demo_desk_a",when="after"}'] == 1
     assert not any("mera_predicted_error" in name and "sms_spam" in name for name in found)
-    assert found["mera_request_duration_seconds_count"] == 13
+    durations = {name: n for name, n in found.items() if name.startswith("mera_request_duration_seconds_count")}
+    assert durations == {
+        'mera_request_duration_seconds_count{outcome="answered"}': 8,
+        'mera_request_duration_seconds_count{outcome="refused"}': 5,
+    }
+    assert (found["mera_prompt_tokens_count"], found["mera_generated_tokens_count"]) == (8, 8)
+    assert found["mera_generated_tokens_sum"] == sum(detail["generated_tokens"] for detail in details)
+    reasons = {name: n for name, n in found.items() if name.startswith("mera_finished_total")}
+    ended = Counter(detail["finish_reason"] for detail in details)
+    assert reasons == {f'mera_finished_total{{reason="{reason}"}}': n for reason, n in ended.items()}
     assert found["mera_time_to_first_token_seconds_count"] == 8
     assert found["mera_queue_seconds_count"] == 8
     assert found["mera_inter_token_seconds_count"] == sum(detail["generated_tokens"] - 1 for detail in details)
@@ -83,3 +94,17 @@ async def test_what_is_served(client: httpx.AsyncClient, serving: Serving) -> No
     models = [name for name in found if name.startswith("mera_model_info")]
     assert len(models) == 1
     assert 'dtype="float32"' in models[0]
+    assert f'version="{version("mera-server")}"' in models[0]
+    assert found["process_resident_memory_bytes"] > 0
+
+
+async def test_shared_beginnings_are_counted(client: httpx.AsyncClient, serving: Serving) -> None:
+    """Equal beginnings that no policy touches: all whole blocks of the second prompt but its last token."""
+    text = "Claim your reward before Thursday. " * 12
+    asked = {"inputs": text, "parameters": {"max_new_tokens": 1}}
+    before = (await samples(client))["mera_prefix_cache_hit_tokens_total"]
+    for _ in range(2):
+        assert (await client.post("/generate", json=asked)).status_code == 200
+    shared = (await samples(client))["mera_prefix_cache_hit_tokens_total"] - before
+    tokens, page = len(serving.engine.encode(text)), serving.engine.config.page_size
+    assert shared == (tokens - 1) // page * page > 0

@@ -169,7 +169,7 @@ def test_a_model_without_a_chat_template(ai: openai.OpenAI, serving: Serving, mo
 def test_a_chat_template_that_refuses(ai: openai.OpenAI, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     refuses = "{{ raise_exception('never ' + messages[0]['content']) }}"
     monkeypatch.setattr(serving.engine.loaded.tokenizer, "chat_template", refuses)
-    with pytest.raises(openai.UnprocessableEntityError, match="messages: the model's chat template refuses") as caught:
+    with pytest.raises(openai.BadRequestError, match="messages: the model's chat template refuses") as caught:
         ai.chat.completions.create(model=MODEL, messages=CHAT)
     assert "holiday" not in caught.value.message
 
@@ -239,9 +239,9 @@ def test_the_likeliest_token_is_known_under_greedy_decoding(ai: openai.OpenAI) -
     assert [(t.top_logprobs[0].token, t.top_logprobs[0].logprob) for t in said.logprobs.content] == [
         (t.token, t.logprob) for t in said.logprobs.content
     ]
-    with pytest.raises(openai.UnprocessableEntityError, match="logprobs: beside the chosen"):
+    with pytest.raises(openai.BadRequestError, match="logprobs: beside the chosen"):
         ai.completions.create(**SAMPLED, logprobs=1)
-    with pytest.raises(openai.UnprocessableEntityError, match="top_logprobs: beside the chosen"):
+    with pytest.raises(openai.BadRequestError, match="top_logprobs: beside the chosen"):
         ai.chat.completions.create(model=MODEL, messages=CHAT, temperature=1, logprobs=True, top_logprobs=1)
     assert choice_of(ai.completions.create(**SAMPLED, logprobs=0)).logprobs.token_logprobs
 

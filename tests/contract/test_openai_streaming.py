@@ -82,7 +82,7 @@ def test_a_stream_ends_with_done(address: str) -> None:
     assert response.headers["content-type"].startswith("text/event-stream")
     lines = response.text.split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
-    assert all(line.startswith("data:{") for line in lines[:-2])
+    assert all(line.startswith("data: {") for line in lines[:-2])
 
 
 def test_an_error_inside_a_stream_raises_in_the_client(
@@ -109,9 +109,11 @@ def test_an_error_inside_a_stream_raises_in_the_client(
 
 
 def test_an_error_before_a_stream_is_an_ordinary_one(ai: openai.OpenAI) -> None:
-    with pytest.raises(openai.UnprocessableEntityError, match=r"prompt: .*max_tokens 900 exceed") as caught:
+    with pytest.raises(
+        openai.BadRequestError, match=r"prompt: .*max_tokens 900 exceed.*maximum context length is 1024 tokens"
+    ) as caught:
         ai.completions.create(model=MODEL, prompt="x " * 400, max_tokens=900, stream=True)
-    assert caught.value.code == "prompt_too_long"
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
 
 
 def test_leaving_a_stream_frees_the_engine(ai: openai.OpenAI, serving: Serving) -> None:

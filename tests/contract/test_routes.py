@@ -87,13 +87,13 @@ async def test_openapi_describes_request_answer_and_errors(app: FastAPI) -> None
         schema = (await client.get("/openapi.json")).json()
     post = schema["paths"]["/generate"]["post"]
     asked = resolved(schema, post["requestBody"]["content"]["application/json"]["schema"])
-    assert set(asked["properties"]) == {"inputs", "parameters", "steering", "details", "stream"}
-    assert asked["additionalProperties"] is False
+    assert set(asked["properties"]) == {"inputs", "parameters", "steering", "details", "stream", "options"}
+    assert asked["additionalProperties"] == {"type": "null"}
     answered = resolved(schema, post["responses"]["200"]["content"]["application/json"]["schema"])
     assert set(answered["properties"]) == {"generated_text", "details", "mera"}
     for status in ("400", "404", "413", "422", "429", "503"):
         error = post["responses"][status]["content"]["application/json"]["schema"]
-        assert set(resolved(schema, error)["properties"]) == {"error"}
+        assert set(resolved(schema, error)["properties"]) == {"error", "error_type"}
     text = json.dumps(schema)
     names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert names <= set(schema["components"]["schemas"])
@@ -102,7 +102,7 @@ async def test_openapi_describes_request_answer_and_errors(app: FastAPI) -> None
 async def test_openapi_tells_which_routes_need_a_key(app: FastAPI) -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         paths = (await client.get("/openapi.json")).json()["paths"]
-    open_to_all = {("get", "/"), ("get", "/health/live"), ("get", "/health/ready")}
+    open_to_all = {("get", "/"), ("get", "/health"), ("get", "/health/live"), ("get", "/health/ready")}
     for path, methods in paths.items():
         for method, operation in methods.items():
             told = {status for status in ("401", "403") if status in operation["responses"]}
@@ -127,7 +127,7 @@ async def test_openapi_describes_streams_and_batches(app: FastAPI) -> None:
         if "text/event-stream" in answers:
             told = answers["text/event-stream"]["itemSchema"]["properties"]["data"]["contentSchema"]["anyOf"]
             event, error = (resolved(schema, reference) for reference in told)
-            assert set(error["properties"]) == {"error"}
+            assert set(error["properties"]) == {"error", "error_type"}
             assert set(event["properties"]) == {"index", "token", "step", "generated_text", "details", "mera"}
     one = resolved(
         schema, resolved(schema, {"$ref": "#/components/schemas/ClassifyReply"})["properties"]["results"]["items"]

@@ -15,9 +15,23 @@ from typing import Any
 import httpx
 import pytest
 from mera_server import examples
+from mera_server.neutral import TABLE, of_body
+from mera_server.told import body_of
 
 from merasteer.errors import MeraError
 
+PARTS = {  # what the page calls a body
+    "Parameters": "`parameters`",
+    "GenerateBody": "`/generate`",
+    "LabelsBody": "`/classify/{task}`",
+    "LabelParameters": "its `parameters`",
+    "CompletionBody": "completions",
+    "ChatBody": "chats",
+    "Message": "`messages`",
+    "TextPart": "their parts",
+    "StreamOptions": "`stream_options`",
+    "TokenizeBody": "`/tokenize`",
+}
 ADDRESS = "http://127.0.0.1:8000"
 Differs = Callable[[Any, Any], str | None]
 
@@ -36,7 +50,9 @@ def openapi(server: str) -> dict[str, Any]:
 def events(text: str) -> list[Any]:
     """The data of server-sent events; a line `…` stands for some that are left out."""
     return [
-        json.loads(line.removeprefix("data:")) if line.startswith("data:{") else line.removeprefix("data: ")
+        [line[: line.index("{")], json.loads(line[line.index("{") :])]
+        if line.startswith("data:") and "{" in line
+        else line
         for line in text.splitlines()
         if line
     ]
@@ -65,16 +81,32 @@ def test_every_python_block_prints_what_is_shown(
 
 
 def test_every_field_of_every_schema_has_its_line(page: str, openapi: dict[str, Any]) -> None:
+    listed = {name: {f for row in of_body(name) for f in row.fields} for name in openapi["components"]["schemas"]}
+    listed["StreamBody"] = listed["GenerateBody"]  # which it extends
     told: dict[str, set[str]] = {}
     for head, rows in re.findall(r"^\| field of (.*?) \|.*\n\|[-|]+\n((?:\|.*\n)+)", page, re.MULTILINE):
         named = {name for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
         schemas = re.findall(r"`(\w+)`", head)
         assert not told.keys() & set(schemas), head
         assert named == {
-            name for schema in schemas for name in openapi["components"]["schemas"][schema]["properties"]
+            name
+            for schema in schemas
+            for name in openapi["components"]["schemas"][schema]["properties"]
+            if name not in listed[schema]
         }, head
         told |= dict.fromkeys(schemas, named)
     assert told.keys() == {name for name, schema in openapi["components"]["schemas"].items() if "properties" in schema}
+
+
+def test_the_table_of_neutral_values_is_the_one_that_the_server_goes_by(page: str) -> None:
+    shown = (
+        page.split("| field | of | takes | why nothing else |\n|---|---|---|---|\n")[1].split("\n\n")[0].splitlines()
+    )
+    assert shown == [
+        f"| {', '.join(f'`{name}`' for name in row.fields)} | {', '.join(PARTS[body] for body in row.bodies)} "
+        f"| {row.told} | {row.why} |"
+        for row in TABLE
+    ]
 
 
 def test_every_route_is_listed(page: str, openapi: dict[str, Any]) -> None:
@@ -96,6 +128,13 @@ def test_every_error_is_listed(page: str) -> None:
     assert sorted(listed) == sorted(tree(MeraError))
 
 
+def place(path: str) -> str:
+    """The path with the sample values in it."""
+    for name, value in examples.PLACES.items():
+        path = path.replace(f"{{{name}}}", value)
+    return path
+
+
 def test_every_sample_body_is_answered_and_as_the_sample_says(
     server: str, openapi: dict[str, Any], differs: Differs
 ) -> None:
@@ -107,14 +146,15 @@ def test_every_sample_body_is_answered_and_as_the_sample_says(
         assert set(content["examples"]) == set(bodies)
         for name, (summary, body) in bodies.items():
             assert content["examples"][name] == {"summary": summary, "value": body}
-            response = httpx.post(f"{server}{path}", json=body)
+            response = httpx.post(server + place(path), json=body)
             assert response.status_code == 200, (path, name, response.text)
             shown = examples.ANSWERS.get(path, ("", None))
             assert shown[0] != name or differs(shown[1], response.json()) is None, response.text
     assert all(examples.REQUESTS[path].get(name) for path, (name, _) in examples.ANSWERS.items())
     for name, value in examples.PLACES.items():
         path = next(path for path in openapi["paths"] if f"{{{name}}}" in path)
-        assert httpx.get(f"{server}{path.replace(f'{{{name}}}', value)}").status_code == 200
+        assert value in place(path)
+        assert "post" in openapi["paths"][path] or httpx.get(server + place(path)).status_code == 200
 
 
 def test_every_sample_error_is_one_there_is(openapi: dict[str, Any]) -> None:
@@ -124,10 +164,9 @@ def test_every_sample_error_is_one_there_is(openapi: dict[str, Any]) -> None:
             yield from codes(child)
 
     assert {(status, code) for status, (code, _) in examples.ERRORS.items()} <= set(codes(MeraError))
-    for methods in openapi["paths"].values():
+    for path, methods in openapi["paths"].items():
         for operation in methods.values():
             for status, response in operation["responses"].items():
                 if status[0] in "45":
-                    code, message = examples.ERRORS[status]
                     shown = response["content"]["application/json"]["example"]
-                    assert shown == {"error": {"code": code, "message": message}}
+                    assert shown == body_of(examples.example_of(status, path), path)

@@ -20,7 +20,7 @@ def test_every_error_is_mapped(kind: type[MeraError]) -> None:
     response = error_response(foreign(kind("field: wrong; mend it")))
     assert response.status_code == kind.status
     assert response.status_code in STATUSES
-    assert json.loads(bytes(response.body)) == {"error": {"code": kind.code, "message": "field: wrong; mend it"}}
+    assert json.loads(bytes(response.body))["error"] == {"code": kind.code, "message": "field: wrong; mend it"}
 
 
 def test_only_the_root_is_an_internal_error() -> None:

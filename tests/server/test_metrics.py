@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from mera_server.catalog import Catalog, Probe
 from mera_server.metrics import Metrics
 from mera_server.report import mera_object
@@ -20,6 +21,7 @@ NAMES = {
     "mera_request_duration_seconds", "mera_time_to_first_token_seconds", "mera_inter_token_seconds", "mera_queue_seconds",
     "mera_requests_running", "mera_requests_waiting", "mera_cache_used_ratio", "mera_probe_info", "mera_model_info",
     "mera_probes_rejected", "mera_calibration_predicted_error", "mera_certified_gain_lower_bound", "mera_non_finite_total",
+    "mera_prompt_tokens", "mera_generated_tokens", "mera_finished_total", "mera_prefix_cache_hit_tokens_total",
 }  # fmt: skip
 
 OF_ARTIFACTS = {
@@ -43,7 +45,30 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 def test_names() -> None:
     described = {line.split()[2] for line in Metrics().text().decode().splitlines() if line.startswith("# TYPE")}
-    assert described == NAMES
+    assert {name for name in described if name.startswith("mera_")} == NAMES
+    assert {name.partition("_")[0] for name in described} == {"mera", "process"}
+    assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "process_start_time_seconds"} < described
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(200, "answered"), (422, "refused"), (429, "refused"), (499, "cancelled"), (503, "failed")]
+)
+def test_durations_lie_apart_by_outcome(status: int, outcome: str) -> None:
+    metrics = Metrics()
+    metrics.request("/generate", status, 0.25)
+    counts = {
+        name: value
+        for name, value in samples(metrics).items()
+        if name.startswith("mera_request_duration_seconds_count")
+    }
+    assert counts == {f'mera_request_duration_seconds_count{{outcome="{outcome}"}}': 1}
+
+
+def test_shared_tokens_grow_with_the_engines_count() -> None:
+    metrics, shared = Metrics(), [0]
+    metrics.watch(lambda: 0, lambda: 0, lambda: 0, lambda: shared[0])
+    for shared[0] in (0, 32, 32, 96):
+        assert samples(metrics)["mera_prefix_cache_hit_tokens_total"] == shared[0]
 
 
 def test_one_generation(make_plan: MakePlan) -> None:
@@ -63,6 +88,9 @@ def test_one_generation(make_plan: MakePlan) -> None:
     assert abs(found["mera_queue_seconds_sum"] - 0.02) < 1e-9
     assert found["mera_inter_token_seconds_count"] == 2
     assert abs(found["mera_inter_token_seconds_sum"] - 0.3) < 1e-9
+    assert (found["mera_prompt_tokens_sum"], found["mera_generated_tokens_sum"]) == (7, 3)
+    assert (found['mera_prompt_tokens_bucket{le="8.0"}'], found['mera_generated_tokens_bucket{le="2.0"}']) == (1, 0)
+    assert found['mera_finished_total{reason="length"}'] == 1
 
 
 def test_null_is_the_empty_label(make_plan: MakePlan) -> None:

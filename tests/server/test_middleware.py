@@ -98,7 +98,8 @@ async def test_inference_routes_are_counted_once_each(client: httpx.AsyncClient,
     await client.get("/absent")
     lines = [line for line in metrics.text().decode().splitlines() if line.startswith("mera_requests_total")]
     assert lines == [f'mera_requests_total{{route="/generate",status="{status}"}} 1.0' for status in (200, 413, 405)]
-    assert "mera_request_duration_seconds_count 3.0" in metrics.text().decode()
+    for outcome, count in (("answered", 1), ("refused", 2)):
+        assert f'mera_request_duration_seconds_count{{outcome="{outcome}"}} {count}.0' in metrics.text().decode()
 
 
 async def test_the_count_is_there_before_the_last_byte(metrics: Metrics) -> None:

@@ -152,7 +152,7 @@ def test_the_task_of_the_models_name(asks: Any) -> None:
 )
 def test_what_is_refused(asks: Any, body: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        asks(body)
+        asks(body, max_new_tokens=1024)
 
 
 def test_the_likeliest_token_is_not_known_under_a_label_bias(asks: Any, catalog: Catalog) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from mera_server.catalog import Catalog
-from mera_server.openai.models import listing, task_in
+from mera_server.openai.models import Served, listing, task_in
 from mera_server.openai.prompts import Prompt, chat_prompt, prompts_of
 from mera_server.openai.schemas import ChatBody
 from transformers import PreTrainedTokenizerFast
@@ -132,17 +132,21 @@ def test_chats_that_are_refused(engine: Any) -> None:
 
 
 def test_model_names(catalog: Catalog) -> None:
-    assert task_in("m", "m", catalog) is None
+    assert task_in("m", Served(("m",)), catalog) is None
     for name in ("good", "weak", "bare"):
-        task = task_in(f"m:{name}", "m", catalog)
+        task = task_in(f"m:{name}", Served(("m",)), catalog)
         assert task is not None
         assert task.name == name
-    for name in ("", "n", "n:good", "m:", "m:nothing", "mgood", "m:m:good"):
+    assert task_in(None, Served(("m",)), catalog) is task_in("tgi", Served(("m",)), catalog) is None
+    for name in ("n", "n:good", "m:", "m:nothing", "mgood", "m:m:good"):
         with pytest.raises(UnknownModel, match="models: m, m:good, and m:<task>"):
-            task_in(name, "m", catalog)
+            task_in(name, Served(("m",)), catalog)
     with pytest.raises(BadTask, match="no such token"):
-        task_in("m:broken", "m", catalog)
-    task = task_in("owner/m:1:good", "owner/m:1", catalog)
+        task_in("m:broken", Served(("m",)), catalog)
+    task = task_in("owner/m:1:good", Served(("owner/m:1",)), catalog)
     assert task is not None
     assert task.name == "good"
-    assert [(model.id, model.parent) for model in listing("m", catalog, 0).data] == [("m", None), ("m:good", "m")]
+    assert [(model.id, model.parent) for model in listing(Served(("m",)), catalog).data] == [
+        ("m", None),
+        ("m:good", "m"),
+    ]

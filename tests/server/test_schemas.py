@@ -18,7 +18,7 @@ NEUTRAL = {
     "stop_sequences": [],
 }  # fmt: skip
 ACTIVE = {
-    "best_of": 2, "repetition_penalty": 1.2, "frequency_penalty": 0.1, "typical_p": 0.9, "do_sample": True, "truncate": 5,
+    "best_of": 2, "repetition_penalty": 1.2, "frequency_penalty": 0.1, "typical_p": 0.9, "truncate": 5,
     "watermark": True, "decoder_input_details": True, "top_n_tokens": 3, "grammar": {"type": "json"}, "adapter_id": "x",
     "stop_sequences": ["x"],
 }  # fmt: skip

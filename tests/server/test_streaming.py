@@ -217,7 +217,8 @@ async def test_an_engine_that_dies_in_mid_stream_is_the_last_event(
     found = events(await ask(app, engine, script))
     assert [one["token"]["text"] for one in found[:-1]] == ["a", "b"]
     assert found[-1] == {
-        "error": {"code": "engine_failed", "message": "engine: the generation loop died; restart the server"}
+        "error": {"code": "engine_failed", "message": "engine: the generation loop died; restart the server"},
+        "error_type": "incomplete_generation",
     }
     text = runtime.metrics.text().decode()
     assert 'mera_requests_total{route="/generate",status="503"} 1.0' in text

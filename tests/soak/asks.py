@@ -189,13 +189,15 @@ REFUSED = [
     _refused(422, "invalid_input", "/generate", {**_OK, "steering": {"task": SPAM, "positions": [0, 900]}}),
     _refused(422, "invalid_input", "/classify", {"task": DESK_A, "inputs": ["a", {"text": 3}]}),
     _refused(422, "unknown_field", "/generate", {**_OK, "parametres": {}}),
-    _refused(422, "unknown_field", "/v1/completions", {"model": MODEL, "prompt": "x", "min_p": 0.1}),
+    _refused(400, "unknown_field", "/v1/completions", {"model": MODEL, "prompt": "x", "min_p": 0.1}),
     _refused(422, "unsupported", "/generate", {**_OK, "parameters": {"best_of": 3}}),
-    _refused(422, "unsupported", "/v1/chat/completions", {"model": MODEL, "messages": [], "presence_penalty": 1}),
+    _refused(400, "unsupported", "/v1/chat/completions", {"model": MODEL, "messages": [], "presence_penalty": 1}),
     _refused(422, "empty_inputs", "/", {"inputs": ""}),
     _refused(422, "alpha_required", "/generate", {**_OK, "steering": {"task": DESK_A, "layers": [0]}}),
     _refused(422, "prompt_too_long", "/generate", {"inputs": "word " * 2_000}),
-    _refused(422, "prompt_too_long", "/v1/completions", {"model": MODEL, "prompt": "x " * 300, "max_tokens": 900}),
+    _refused(
+        400, "context_length_exceeded", "/v1/completions", {"model": MODEL, "prompt": "x " * 300, "max_tokens": 900}
+    ),
     _refused(404, "unknown_task", "/generate", {**_OK, "steering": {"task": "nobody"}}),
     _refused(404, "unknown_task", "/classify", {"task": "../nobody", "inputs": ["a"]}),
     _refused(404, "unknown_probe", "/generate", {**_OK, "steering": {"probe": "0" * 64}}),

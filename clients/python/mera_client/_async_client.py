@@ -13,6 +13,7 @@ from mera_client import _calls
 from mera_client._errors import TransportFailed, httpx_errors_mapped
 from mera_client._events import EventReader
 from mera_client._options import BASE_URL, TIMEOUT, Timeout, request_headers
+from mera_client._proxies import environment
 from mera_client._retries import UNSENT, Retries, Tries
 from mera_client._types import (
     Classification,
@@ -55,7 +56,11 @@ class AsyncClient:
         self._retries, self._sleep = retries, sleep
         with httpx_errors_mapped():
             self._http = httpx.AsyncClient(
-                base_url=base_url, timeout=timeout, headers=request_headers(api_key, headers), transport=transport
+                base_url=base_url,
+                timeout=timeout,
+                headers=request_headers(api_key, headers),
+                transport=transport,
+                **(environment(base_url) if transport is None else {}),
             )
 
     async def __aenter__(self) -> AsyncClient:

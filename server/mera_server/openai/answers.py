@@ -24,7 +24,7 @@ from mera_server.openai.replies import (
 from mera_server.openai.schemas import ChatBody, CompletionBody
 from merasteer.engine import Engine
 
-__all__ = ["Head", "Scored", "ending", "logprobs", "reply", "usage"]
+__all__ = ["Head", "Scored", "ending", "logprobs", "reply", "text_of", "usage", "used"]
 
 Head = dict[str, Any]  # id, created, model, system_fingerprint: the same in every chunk of a stream
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -48,8 +48,8 @@ def reply(
             "index": ask.index,
             "logprobs": logprobs(body, _scored(ask, end, engine)),
             "mera": end.shown,
-            "text": ask.echo + end.generation.text,
-            **ending(end),
+            "text": text_of(ask, end),
+            **ending(ask, end),
         }
         for ask, end in zip(asks, found, strict=True)
     ]
@@ -60,16 +60,28 @@ def reply(
     return ChatReply(**head, choices=said, usage=total)
 
 
-def ending(end: Finished) -> dict[str, Any]:
-    """Why a choice ended, and the seed that it drew with, null when greedy."""
-    reason: FinishReason = "length" if end.generation.finish_reason == "length" else "stop"
+def text_of(ask: Ask, end: Finished) -> str:
+    """The text of a finished choice; where a schema was given, the JSON that fits it."""
+    if ask.labels is not None:
+        return ask.labels.text(None if end.mera.answer is None else end.mera.answer.label)
+    return ask.echo + end.generation.text
+
+
+def ending(ask: Ask, end: Finished) -> dict[str, Any]:
+    """Why a choice ended, and the seed that it drew with, null when greedy. A schema's answer is complete, so it stopped."""
+    cut = end.generation.finish_reason == "length" and ask.labels is None
+    reason: FinishReason = "length" if cut else "stop"
     return {"finish_reason": reason, "seed": None if end.plan.sampling.greedy else end.plan.sampling.seed}
 
 
 def usage(asks: Iterable[Ask], found: Iterable[Finished]) -> Usage:
     """Tokens read, those of a prompt once for all its choices, and tokens generated."""
+    return used(asks, sum(len(end.generation.tokens) for end in found))
+
+
+def used(asks: Iterable[Ask], generated: int) -> Usage:
+    """The usage once so many tokens are generated."""
     read = sum({id(ask.prompt): len(ask.prompt.tokens) for ask in asks}.values())
-    generated = sum(len(end.generation.tokens) for end in found)
     return Usage(prompt_tokens=read, completion_tokens=generated, total_tokens=read + generated)
 
 

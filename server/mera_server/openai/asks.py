@@ -9,24 +9,26 @@ from mera_server.bridge import native
 from mera_server.catalog import Catalog
 from mera_server.openai.prompts import Prompt
 from mera_server.openai.schemas import MAX_CHOICES, ChatBody, CompletionBody
+from mera_server.openai.structured import Labels, check_task, labels_in
 from mera_server.resolve import Limits, Plan, plan
 from mera_server.schemas import GenerateBody, Parameters, Steering
-from merasteer.errors import InvalidInput, MeraError, Unsupported
+from merasteer.errors import InvalidInput, MeraError, PromptTooLong, Unsupported
 from merasteer.types import ServedTask
 
-__all__ = ["Ask", "asks_of", "check_fields", "in_words_of"]
+__all__ = ["Ask", "asks_of", "check_fields", "in_words_of", "with_context"]
 
 SEEDS = 2**63
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What one choice comes to. `echo`: what is repeated in front of its text."""
+    """What one choice comes to. `echo`: what is repeated in front of its text. labels: the schema that the answer is to fit."""
 
     index: int
     prompt: Prompt
     plan: Plan
     echo: str = ""
+    labels: Labels | None = None
 
 
 def check_fields(body: CompletionBody | ChatBody) -> None:
@@ -37,6 +39,17 @@ def check_fields(body: CompletionBody | ChatBody) -> None:
         if body.echo and body.logprobs is not None:
             raise Unsupported("echo: log-probabilities of a prompt's tokens are not computed; give echo or logprobs")
         return
+    for number, message in enumerate(body.messages):
+        if message.content is None and message.role != "assistant":
+            raise InvalidInput(f"messages[{number}].content: null is an assistant that said nothing; give a string")
+    if body.continue_final_message and not (body.messages[-1].role == "assistant" and body.messages[-1].text):
+        raise InvalidInput(
+            "continue_final_message: the last message is no assistant's with text; leave it out or end with one"
+        )
+    if body.continue_final_message and body.add_generation_prompt:
+        raise InvalidInput(
+            "add_generation_prompt: begins another message, and continue_final_message goes on; give one of them"
+        )
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidInput("top_logprobs: given without logprobs; leave it out or set logprobs to true")
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
@@ -56,19 +69,22 @@ def asks_of(
     task: the one that the model's name carries. room: the tokens that a prompt and its answer may have together.
     Raises what the plan raises, in the words of OpenAI's fields.
     """
-    n = body.n or 1
+    n, labels = body.n or 1, labels_in(body)
     if n * len(prompts) > MAX_CHOICES:
         raise InvalidInput(f"n: makes more than {MAX_CHOICES} choices of {len(prompts)} prompts; give a smaller one")
     asks: list[Ask] = []
     for prompt in prompts:
         try:
             first = _plan(body, prompt, task, catalog, limits, room)
+            if labels is not None:
+                check_task(labels, first.task)
+                first = replace(first, max_new_tokens=None, stop=())  # the label, all of it, and nothing behind it
         except MeraError as error:
             raise in_words_of(body, prompt.field, error) from None
         sampling, read = first.sampling, _encoded(prompt, first)
         for i in range(n):
             drawn = replace(first, sampling=replace(sampling, seed=(sampling.seed + i) % SEEDS))
-            asks.append(Ask(len(asks), read, drawn, prompt.text if getattr(body, "echo", False) else ""))
+            asks.append(Ask(len(asks), read, drawn, prompt.text if getattr(body, "echo", False) else "", labels))
     return asks
 
 
@@ -77,6 +93,13 @@ def in_words_of(body: CompletionBody | ChatBody, field: str, error: MeraError) -
     said = str(native(0, error))
     said = said.replace("parameters.max_new_tokens", body.budget[0]).replace("max_new_tokens", body.budget[0])
     return type(error)(f"{field}{said.removeprefix('inputs')}" if said.startswith("inputs: ") else said)
+
+
+def with_context(error: MeraError, room: int) -> MeraError:
+    """The error; that of a prompt which is too long tells the context length in the words that OpenAI's clients look for."""
+    if not isinstance(error, PromptTooLong):
+        return error
+    return PromptTooLong(f"{error}; this model's maximum context length is {room} tokens")
 
 
 def _plan(
@@ -98,7 +121,8 @@ def _plan(
             f"{named}: beside the chosen tokens the likeliest are not known, unless decoding is greedy without labels; give 0"
         )
     if budget is None and planned.task is None and isinstance(body, ChatBody):
-        planned = replace(planned, max_new_tokens=max(1, min(limits.max_new_tokens, room - len(prompt.tokens))))
+        most = min(limits.max_new_tokens or room, room - len(prompt.tokens))
+        planned = replace(planned, max_new_tokens=max(1, most))
     own = planned.prompter if prompt.by_ids and planned.probe is not None else None
     if own is not None and own.encode(planned.prompt) != prompt.tokens:
         planned = replace(planned, why=(*planned.why, "the prompt's tokens are not those that its text gives"))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from mera_server.bridge import Finished
-from mera_server.openai.answers import Head, Scored, ending, logprobs, usage
+from mera_server.openai.answers import Head, Scored, ending, logprobs, text_of, usage, used
 from mera_server.openai.asks import Ask
 from mera_server.openai.schemas import ChatBody, CompletionBody
 from mera_server.streaming import Piece, TokenStream, event
@@ -14,7 +14,8 @@ from merasteer.engine import Engine
 
 __all__ = ["chunks"]
 
-DONE = b"data: [DONE]\n\n"
+_DATA = b"data: "
+DONE = _DATA + b"[DONE]\n\n"
 
 
 async def chunks(
@@ -22,25 +23,30 @@ async def chunks(
 ) -> AsyncIterator[bytes]:
     """One chunk for each token, behind the last of a choice one with finish_reason and `mera`, behind all of them the usage.
 
+    Where the usage is asked for continuously, each chunk has what was read and generated up to its token, by all choices.
     A chat's choice begins with a chunk that has its role, an echoed prompt with one that has the prompt.
     """
     counted = body.stream_options is not None and bool(body.stream_options.include_usage)
     common = {**head, "object": "chat.completion.chunk" if isinstance(body, ChatBody) else "text_completion"}
+    always = counted and body.stream_options is not None and bool(body.stream_options.continuous_usage_stats)
     if counted:
         common["usage"] = None
     begins = {ask.index: len(ask.echo) for ask in asks}
     found: list[Finished] = []
+    generated = 0
     async for piece in tokens:
         ask = asks[piece.choice]
+        generated += 1
+        if always:
+            common["usage"] = used(asks, generated).model_dump()
         for choice in _told(body, ask, piece, _scores(body, piece, engine, begins[ask.index])):
-            yield event(
-                {**common, "choices": [{"index": ask.index, "logprobs": None, "finish_reason": None, **choice}]}
-            )
+            made = {"index": ask.index, "logprobs": None, "finish_reason": None, **choice}
+            yield event({**common, "choices": [made]}, _DATA)
         begins[ask.index] += len(piece.text)
         if piece.end is not None:
             found.append(piece.end)
     if counted:
-        yield event({**common, "choices": [], "usage": usage(asks, found).model_dump()})
+        yield event({**common, "choices": [], "usage": usage(asks, found).model_dump()}, _DATA)
     yield DONE
 
 
@@ -60,10 +66,11 @@ def _told(
     told: list[dict[str, Any]] = []
     if piece.token.index == 0 and (chat or ask.echo):
         told.append({"delta": {"role": "assistant", "content": ""}} if chat else {"text": ask.echo})
-    said: dict[str, Any] = {"delta": {"content": piece.text}} if chat else {"text": piece.text}
+    text = piece.text if ask.labels is None else "" if piece.end is None else text_of(ask, piece.end)
+    said: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
     step = {} if piece.step is None else {"step": piece.step}
     told.append({**said, "logprobs": scores, **step})
     if piece.end is not None:
         last: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
-        told.append({**last, **ending(piece.end), "mera": piece.end.shown.model_dump()})
+        told.append({**last, **ending(ask, piece.end), "mera": piece.end.shown.model_dump()})
     return told

@@ -5,7 +5,8 @@ A chat becomes a prompt in one of two ways.
 - The model's name carries a task, and the chat is one user message: the task's own prompt, the one that was certified. A message
   that is a rendering of the task's template is taken as such; else, where the template has a single field, it stands for that field.
   `inputs` gives the fields by name.
-- Everything else goes through the chat template of the model's tokenizer, up to where the assistant begins to speak.
+- Everything else goes through the chat template of the model's tokenizer, up to where the assistant begins to speak; where an
+  assistant's message is the last, up to where that stops.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mera_server.openai.schemas import ChatBody
 from merasteer.engine import Engine
 from merasteer.errors import EmptyInputs, InvalidInput, NoChatTemplate
 from merasteer.tasks import Prompter, fields_of, matches
+from merasteer.tasks.chat import broken
 from merasteer.tasks.prompts import CHOICES
 
 __all__ = ["Prompt", "chat_prompt", "prompts_of"]
@@ -65,9 +67,19 @@ def chat_prompt(body: ChatBody, prompter: Prompter | None, engine: Engine) -> Pr
             "messages: this model has no chat template to make a prompt of them; send the prompt to POST /v1/completions"
         )
     chat = [{"role": _role(message.role), "content": message.text} for message in body.messages]
+    if chat[-1] == {"role": "assistant", "content": ""}:
+        chat.pop()  # nothing was said: the assistant begins
+    begins = not body.continues if body.add_generation_prompt is None else body.add_generation_prompt
     try:
-        tokens = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        tokens = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=begins, continue_final_message=body.continues, return_dict=False
+        )
     except Exception:  # noqa: BLE001 - the template is the model's: whatever it raises is about these messages, and may hold them
+        if (fault := broken(engine.loaded.tokenizer)) is not None:
+            raise NoChatTemplate(
+                f"messages: the model's chat template is broken ({fault}); the fault is in the model's files, not in the request: "
+                "send a prompt to /v1/completions, or mend the template"
+            ) from None
         raise InvalidInput(
             "messages: the model's chat template refuses them; begin with a user message, or a system message if the model "
             "knows that role, and let user and assistant take turns"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mera_server.replies import BriefReply, MeraReply, Reply, StepReply, TaskReply
+from mera_server.told import OpenAIErrorType
 
 __all__ = [
     "ChatChoice",
@@ -24,6 +25,8 @@ __all__ = [
     "FinishReason",
     "ModelReply",
     "ModelsReply",
+    "OpenAIErrorDetail",
+    "OpenAIErrorReply",
     "TokenLogprob",
     "TopLogprob",
     "Usage",
@@ -31,6 +34,19 @@ __all__ = [
 
 FinishReason = Literal["stop", "length"]
 Seed = Annotated[int | None, Field(description="the seed that was used; null when greedy")]
+
+
+class OpenAIErrorDetail(Reply):
+    message: str
+    type: OpenAIErrorType
+    param: Annotated[str | None, Field(description="the field that it is about")]
+    code: str
+
+
+class OpenAIErrorReply(Reply):
+    """The one body of every error under /v1."""
+
+    error: OpenAIErrorDetail
 
 
 class Usage(Reply):
@@ -181,6 +197,8 @@ class ModelReply(Reply):
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["mera-server"] = "mera-server"
+    root: Annotated[str, Field(description="the model's own id, whatever it is called here")]
+    max_model_len: Annotated[int, Field(description="tokens of a prompt and its answer together, at most")]
     parent: str | None = None
     task: TaskReply | None = None
 

@@ -1,7 +1,7 @@
 """The request bodies of OpenAI's routes, with `steering` and `details` beside its own fields.
 
-Each field is served, or taken at its neutral value only, or a tag of the caller's that changes no answer on OpenAI's side either
-(`user`, `metadata`, `safety_identifier`, `prompt_cache_key`). There is no fourth kind: what is not listed is an unknown field.
+Each field is served, or taken at its neutral values only (`neutral.py`), or a tag of the caller's that changes no answer on OpenAI's side
+either (`user`, `metadata`, `safety_identifier`, `prompt_cache_key`). There is no fourth kind: what is not listed is an unknown field.
 """
 
 from __future__ import annotations
@@ -11,9 +11,20 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, JsonValue, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from mera_server.schemas import MAX_STOP_STRINGS, Steering, Strict, _finite, _only
+from mera_server.neutral import neutral_fields
+from mera_server.schemas import MAX_STOP_STRINGS, Steering, Strict, TopK, _finite
 
-__all__ = ["MAX_CHOICES", "ChatBody", "CompletionBody", "Message", "OpenAIBody", "StreamOptions", "TextPart"]
+__all__ = [
+    "MAX_CHOICES",
+    "ChatBody",
+    "CompletionBody",
+    "DetokenizeBody",
+    "Message",
+    "OpenAIBody",
+    "StreamOptions",
+    "TextPart",
+    "TokenizeBody",
+]
 
 MAX_CHOICES = 128  # n times the prompts of one request, as many as OpenAI allows for n
 
@@ -33,26 +44,28 @@ def _at_most_one(value: int | None) -> int | None:
 ALTERNATIVES = (AfterValidator(_at_most_one), WithJsonSchema({"enum": [0, 1, None]}))
 
 
+@neutral_fields
 class StreamOptions(Strict):
     """How a stream is told."""
 
     include_usage: Annotated[bool | None, Field(description="true, false or null")] = None
-    include_obfuscation: Annotated[bool | None, _only(False), Field(description="false or null")] = None
+    continuous_usage_stats: Annotated[bool | None, Field(description="true, false or null")] = None
 
 
 class OpenAIBody(Strict):
     """What both routes take."""
 
     model: Annotated[
-        str, Field(min_length=1, description="the served model's name, or <model>:<task>, see GET /v1/models")
-    ]
+        str | None,
+        Field(description="the served model's name, or <model>:<task>, see GET /v1/models; null: the served one"),
+    ] = None
     max_tokens: Annotated[int | None, Field(ge=1, description="a positive integer")] = None
     n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES, description=f"an integer from 1 to {MAX_CHOICES}")] = None
     temperature: Annotated[
         float | None, Field(ge=0, le=100, description="a number from 0 to 100, 0 or null for greedy")
     ] = None
     top_p: Annotated[float | None, Field(gt=0, le=1, description="a number above 0, at most 1")] = None
-    top_k: Annotated[int | None, Field(ge=1, le=2**31 - 1, description="a positive integer")] = None
+    top_k: TopK = None
     stop: Annotated[
         StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None,
         Field(description=f"a string of 1 to 256 characters, or an array of at most {MAX_STOP_STRINGS} of them"),
@@ -66,10 +79,6 @@ class OpenAIBody(Strict):
     details: Annotated[Literal["none", "summary", "trace"] | None, Field(description="none, summary or trace")] = None
     user: Annotated[str | None, Field(description="a string, which changes nothing")] = None
 
-    frequency_penalty: Annotated[float | None, _only(0), Field(description="0 or null")] = None
-    presence_penalty: Annotated[float | None, _only(0), Field(description="0 or null")] = None
-    logit_bias: Annotated[dict[str, float] | None, _only({}), Field(description="{} or null")] = None
-
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings, however many were given."""
@@ -81,6 +90,7 @@ class OpenAIBody(Strict):
         return "max_tokens", self.max_tokens
 
 
+@neutral_fields
 class CompletionBody(OpenAIBody):
     """The body of `POST /v1/completions`."""
 
@@ -95,15 +105,13 @@ class CompletionBody(OpenAIBody):
         *ALTERNATIVES,
     ] = None
 
-    best_of: Annotated[int | None, _only(1), Field(description="1 or null")] = None
-    suffix: Annotated[str | None, _only(""), Field(description="an empty string or null")] = None
-
     @property
     def alternatives(self) -> tuple[str, int | None]:
         """The field that asks for log-probabilities, and for how many tokens beside the chosen one; None for none at all."""
         return "logprobs", self.logprobs
 
 
+@neutral_fields
 class TextPart(Strict):
     """One part of a message."""
 
@@ -111,31 +119,30 @@ class TextPart(Strict):
     text: Annotated[str, Field(description="a string")]
 
 
+@neutral_fields
 class Message(Strict):
-    """One message of a chat. The last five are there in the answers of OpenAI's client, which callers send back as they are."""
+    """One message of a chat, or an answer of OpenAI's client, which callers send back as it is."""
 
     role: Annotated[
         Literal["system", "developer", "user", "assistant"],
         Field(description="system, developer, user or assistant"),
     ]
     content: Annotated[
-        str | Annotated[list[TextPart], Field(min_length=1)],
-        Field(description='a string, or an array of {"type": "text", "text": "..."}'),
-    ]
-
-    name: Annotated[str | None, _only(), Field(description="null")] = None
-    refusal: Annotated[str | None, _only(""), Field(description="null")] = None
-    annotations: Annotated[list[JsonValue] | None, _only([]), Field(description="[] or null")] = None
-    audio: Annotated[JsonValue, _only(), Field(description="null")] = None
-    function_call: Annotated[JsonValue, _only(), Field(description="null")] = None
-    tool_calls: Annotated[list[JsonValue] | None, _only([]), Field(description="[] or null")] = None
+        str | Annotated[list[TextPart], Field(min_length=1)] | None,
+        Field(
+            description='a string, or an array of {"type": "text", "text": "..."}; null for an assistant that said nothing'
+        ),
+    ] = None
 
     @property
     def text(self) -> str:
         """The content as one string, its parts one a line."""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "\n".join(part.text for part in self.content)
 
 
+@neutral_fields
 class ChatBody(OpenAIBody):
     """The body of `POST /v1/chat/completions`."""
 
@@ -157,29 +164,28 @@ class ChatBody(OpenAIBody):
             description="an object with the fields of the task that the model's name carries, in place of the messages' text"
         ),
     ] = None
+    continue_final_message: Annotated[
+        bool | None, Field(description="true, false or null; null is true where an assistant's message is the last")
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None, Field(description="true, false or null; null is true unless the last message is continued")
+    ] = None
     metadata: Annotated[dict[str, str] | None, Field(description="an object of strings, which changes nothing")] = None
     safety_identifier: Annotated[str | None, Field(description="a string, which changes nothing")] = None
     prompt_cache_key: Annotated[str | None, Field(description="a string, which changes nothing")] = None
 
-    audio: Annotated[JsonValue, _only(), Field(description="null")] = None
-    function_call: Annotated[JsonValue, _only("none"), Field(description="none or null")] = None
-    functions: Annotated[list[JsonValue] | None, _only([]), Field(description="[] or null")] = None
-    modalities: Annotated[list[str] | None, _only(["text"]), Field(description='["text"] or null')] = None
-    moderation: Annotated[JsonValue, _only(), Field(description="null")] = None
-    parallel_tool_calls: Annotated[bool | None, _only(True, False), Field(description="true, false or null")] = None
-    prediction: Annotated[JsonValue, _only(), Field(description="null")] = None
-    prompt_cache_options: Annotated[JsonValue, _only(), Field(description="null")] = None
-    prompt_cache_retention: Annotated[str | None, _only(), Field(description="null")] = None
-    reasoning_effort: Annotated[str | None, _only("none"), Field(description="none or null")] = None
     response_format: Annotated[
-        dict[str, JsonValue] | None, _only({"type": "text"}), Field(description='{"type": "text"} or null')
+        dict[str, JsonValue] | None,
+        AfterValidator(_finite),
+        Field(description='{"type": "text"}, or a json_schema with one enum property of the task\'s labels'),
     ] = None
-    service_tier: Annotated[str | None, _only("auto", "default"), Field(description="auto, default or null")] = None
-    store: Annotated[bool | None, _only(False), Field(description="false or null")] = None
-    tool_choice: Annotated[JsonValue, _only("none", "auto"), Field(description="none, auto or null")] = None
-    tools: Annotated[list[JsonValue] | None, _only([]), Field(description="[] or null")] = None
-    verbosity: Annotated[str | None, _only("medium"), Field(description="medium or null")] = None
-    web_search_options: Annotated[JsonValue, _only(), Field(description="null")] = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer goes on where the last message, an assistant's, stops."""
+        if self.continue_final_message is not None:
+            return self.continue_final_message
+        return bool(self.messages[-1].role == "assistant" and self.messages[-1].text and not self.add_generation_prompt)
 
     @property
     def budget(self) -> tuple[str, int | None]:
@@ -192,3 +198,27 @@ class ChatBody(OpenAIBody):
     def alternatives(self) -> tuple[str, int | None]:
         """The field that asks for log-probabilities, and for how many tokens beside the chosen one; None for none at all."""
         return "top_logprobs", (self.top_logprobs or 0) if self.logprobs else None
+
+
+@neutral_fields
+class TokenizeBody(Strict):
+    """The body of `POST /tokenize`: a text in vLLM's form or in llama.cpp's, or a chat."""
+
+    model: Annotated[str | None, Field(description="the served model's name, or null")] = None
+    prompt: Annotated[str | None, Field(description="a string")] = None
+    content: Annotated[str | None, Field(description="a string, as llama.cpp calls it")] = None
+    messages: Annotated[list[Message] | None, Field(min_length=1, description="an array of messages")] = None
+    add_special_tokens: Annotated[bool | None, Field(description="true, false or null; of prompt, null is true")] = None
+    add_special: Annotated[bool | None, Field(description="true, false or null; of content, null is false")] = None
+    continue_final_message: Annotated[bool | None, Field(description="true, false or null, as for chats")] = None
+    add_generation_prompt: Annotated[bool | None, Field(description="true, false or null, as for chats")] = None
+    return_token_strs: Annotated[bool | None, Field(description="true, false or null; true adds the tokens' texts")] = (
+        None
+    )
+
+
+class DetokenizeBody(Strict):
+    """The body of `POST /detokenize`."""
+
+    model: Annotated[str | None, Field(description="the served model's name, or null")] = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(description="an array of token ids")]

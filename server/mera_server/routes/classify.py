@@ -1,28 +1,33 @@
-"""`POST /classify`: many inputs of one task in one batch; the label of each, how sure, and what steering did."""
+"""`POST /classify`: many inputs of one task in one batch; the label of each, how sure, and what steering did.
+
+`POST /classify/{task}` does the same in the form of Hugging Face's text classification: labels and their shares alone.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
-from pydantic import JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mera_server.bridge import Finished, complete, native
 from mera_server.catalog import Catalog
 from mera_server.errors import describe
-from mera_server.replies import ClassifiedReply, ClassifyReply, UsageReply
+from mera_server.replies import ClassifiedReply, ClassifyReply, LabelReply, UsageReply
 from mera_server.resolve import Limits, Plan, plan
 from mera_server.routes.generate import ERRORS, takes
 from mera_server.runtime import Runtime
-from mera_server.schemas import ClassifyBody, GenerateBody, Parameters, Steering
+from mera_server.schemas import ClassifyBody, GenerateBody, LabelsBody, Parameters, Steering
 from merasteer.errors import InvalidInput, MeraError
 from merasteer.tasks import fields_of
 
 __all__ = ["BODIES", "plans", "router"]
 
-BODIES = (ClassifyBody,)
+Body = TypeVar("Body", bound=BaseModel)
+
+BODIES = (ClassifyBody, LabelsBody)
 
 
 def router(runtime: Runtime) -> APIRouter:
@@ -32,10 +37,22 @@ def router(runtime: Runtime) -> APIRouter:
     @routes.post("/classify", response_model=ClassifyReply, responses=ERRORS, openapi_extra=takes(ClassifyBody))
     async def classify(request: Request) -> Response:
         """Classifies up to 256 inputs of a task at once; one that is wrong refuses them all, by its number."""
-        body = _parse(await request.body())
+        body = _parse(ClassifyBody, await request.body())
         planned = plans(body, runtime.serving().catalog, runtime.limits)
         found = await complete(runtime, planned, request, _refused)
         return Response(_reply(body.task, found).model_dump_json(), media_type="application/json")
+
+    @routes.post(
+        "/classify/{task}", response_model=list[list[LabelReply]], responses=ERRORS, openapi_extra=takes(LabelsBody)
+    )
+    async def labels(task: str, request: Request) -> Response:
+        """The labels of a task with their shares, the likeliest first, as Hugging Face's `text_classification` reads them."""
+        body = _parse(LabelsBody, await request.body())
+        inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        asked = ClassifyBody(task=task, inputs=inputs, steering=body.steering)
+        found = await complete(runtime, plans(asked, runtime.serving().catalog, runtime.limits), request, _refused)
+        most = body.parameters.top_k if body.parameters is not None else None
+        return _json([_shares(one)[:most] for one in found])
 
     return routes
 
@@ -77,13 +94,13 @@ def _named(number: int, error: MeraError) -> MeraError:
     return type(error)(f"inputs[{number}]{told.removeprefix('inputs')}" if told.startswith("inputs:") else told)
 
 
-def _parse(raw: bytes) -> ClassifyBody:
+def _parse(model: type[Body], raw: bytes) -> Body:
     """The body. Raises what `errors.parse` does, naming an item by its number."""
     try:
-        return ClassifyBody.model_validate_json(raw)
+        return model.model_validate_json(raw)
     except ValidationError as error:
         place = error.errors(include_url=False)[0]["loc"]
-        known = describe(error, ClassifyBody)
+        known = describe(error, model)
         number = place[1] if len(place) > 1 and place[0] == "inputs" else None
         raise (_named(number, known) if isinstance(number, int) else known) from None
 
@@ -98,6 +115,17 @@ def _reply(task: str, found: list[Finished]) -> ClassifyReply:
             generated_tokens=sum(len(one.generation.tokens) for one in found),
         ),
     )
+
+
+def _shares(one: Finished) -> list[LabelReply]:
+    """The labels of one answer, the likeliest first; none where nothing was chosen."""
+    shares = {} if one.mera.answer is None else one.mera.answer.probabilities
+    found = [LabelReply(label=label, score=share) for label, share in shares.items()]
+    return sorted(found, key=lambda label: -label.score)
+
+
+def _json(labels: list[list[LabelReply]]) -> Response:
+    return Response(TypeAdapter(list[list[LabelReply]]).dump_json(labels), media_type="application/json")
 
 
 def _result(one: Finished) -> ClassifiedReply:

@@ -33,9 +33,9 @@ def takes(model: type) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def events(model: type, last: str | None = None) -> dict[str, Any]:
+def events(model: type, error: type = ErrorReply, last: str | None = None) -> dict[str, Any]:
     """The OpenAPI content of a stream, as OpenAPI 3.2 tells one event: its data is a `model`, an error, or the text of the last."""
-    either = [{"$ref": f"#/components/schemas/{name}"} for name in (model.__name__, ErrorReply.__name__)]
+    either = [{"$ref": f"#/components/schemas/{kind.__name__}"} for kind in (model, error)]
     told = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": either}}
     data = told if last is None else {"anyOf": [told, {"const": last}]}
     return {"text/event-stream": {"itemSchema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}}

@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -15,13 +16,21 @@ from mera_server.bridge import complete
 from mera_server.errors import parse
 from mera_server.loading import Serving
 from mera_server.openai.answers import Head, reply
-from mera_server.openai.asks import Ask, asks_of, check_fields, in_words_of
+from mera_server.openai.asks import Ask, asks_of, check_fields, in_words_of, with_context
 from mera_server.openai.chunks import chunks
-from mera_server.openai.models import listing, model_of, task_in
+from mera_server.openai.models import listing, model_of, served, task_in
 from mera_server.openai.prompts import chat_prompt, prompts_of
-from mera_server.openai.replies import ChatChunk, ChatReply, CompletionChunk, CompletionReply, ModelReply, ModelsReply
+from mera_server.openai.replies import (
+    ChatChunk,
+    ChatReply,
+    CompletionChunk,
+    CompletionReply,
+    ModelReply,
+    ModelsReply,
+    OpenAIErrorReply,
+)
 from mera_server.openai.schemas import ChatBody, CompletionBody
-from mera_server.routes.generate import ERRORS, events, takes
+from mera_server.routes.generate import events, takes
 from mera_server.runtime import Runtime
 from mera_server.streaming import EventStream, open_stream
 from merasteer.errors import MeraError
@@ -30,6 +39,8 @@ __all__ = ["BODIES", "REPLIES", "router"]
 
 BODIES = (CompletionBody, ChatBody)
 REPLIES = (CompletionChunk, ChatChunk)
+_STATUSES = (400, 401, 403, 404, 405, 413, 429, 500, 503)
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": OpenAIErrorReply} for status in _STATUSES}
 
 _SHORT = 8192  # bytes of a body whose prompts are tokenized on the event loop; those of longer ones are in a thread
 
@@ -42,18 +53,18 @@ def router(runtime: Runtime) -> APIRouter:
     async def models() -> ModelsReply:
         """The model, and one name for each of its certified tasks."""
         serving = runtime.serving()
-        return listing(serving.engine.loaded.id, serving.catalog, started)
+        return listing(served(serving, runtime.settings, started), serving.catalog)
 
-    @routes.get("/models/{name:path}", responses={status: ERRORS[status] for status in (404, 422, 503)})
+    @routes.get("/models/{name:path}", responses={status: ERRORS[status] for status in (400, 404, 503)})
     async def model(name: str) -> ModelReply:
         """One model, which may be `<model>:<task>` for any task of `/tasks`."""
         serving = runtime.serving()
-        return model_of(name, serving.engine.loaded.id, serving.catalog, started)
+        return model_of(name, served(serving, runtime.settings, started), serving.catalog)
 
     @routes.post(
         "/completions",
         response_model=CompletionReply,
-        responses={**ERRORS, 200: {"content": events(CompletionChunk, "[DONE]")}},
+        responses={**ERRORS, 200: {"content": events(CompletionChunk, OpenAIErrorReply, "[DONE]")}},
         openapi_extra=takes(CompletionBody),
     )
     async def completions(request: Request) -> Response:
@@ -64,7 +75,7 @@ def router(runtime: Runtime) -> APIRouter:
     @routes.post(
         "/chat/completions",
         response_model=ChatReply,
-        responses={**ERRORS, 200: {"content": events(ChatChunk, "[DONE]")}},
+        responses={**ERRORS, 200: {"content": events(ChatChunk, OpenAIErrorReply, "[DONE]")}},
         openapi_extra=takes(ChatBody),
     )
     async def chat(request: Request) -> Response:
@@ -86,12 +97,12 @@ async def _answer(
     head: Head = {
         "id": f"{kind}-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": body.model,
+        "model": served(serving, runtime.settings).named(body.model),
         "system_fingerprint": f"mera-server-{version('mera-server')}",
     }
 
     def named(choice: int, error: MeraError) -> MeraError:
-        return in_words_of(body, asks[choice].prompt.field, error)
+        return with_context(in_words_of(body, asks[choice].prompt.field, error), serving.engine.max_tokens)
 
     if body.stream:
         tokens = await open_stream(runtime, plans, request, named, prompts)
@@ -103,7 +114,7 @@ async def _answer(
 
 def _asks(runtime: Runtime, serving: Serving, body: CompletionBody | ChatBody) -> list[Ask]:
     engine, catalog = serving.engine, serving.catalog
-    task = task_in(body.model, engine.loaded.id, catalog)
+    task = task_in(body.model, served(serving, runtime.settings), catalog)
     prompts = (
         prompts_of(body.prompt, engine)
         if isinstance(body, CompletionBody)

@@ -49,9 +49,10 @@ def router(runtime: Runtime) -> APIRouter:
     @routes.get("/tasks/forms", responses={503: {"model": ErrorReply}})
     async def forms() -> dict[str, Any]:
         """Each task of `/tasks` with its template, its methods and some examples."""
-        catalog = runtime.serving().catalog
+        serving = runtime.serving()
+        catalog = serving.catalog
         return {
-            "max_new_tokens_limit": runtime.limits.max_new_tokens,
+            "max_new_tokens_limit": runtime.limits.max_new_tokens or serving.engine.max_tokens,
             "tasks": [_task(row, catalog, examples.get(row.name, [])) for row in catalog.listing().tasks],
         }
 

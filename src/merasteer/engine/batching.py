@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from transformers.generation.continuous_batching import (
-    model_runner,
-)
+from transformers.generation.continuous_batching import model_runner
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
 from transformers.generation.continuous_batching.requests import RequestStatus
@@ -168,6 +166,7 @@ class SteeringManager(ContinuousBatchingManager):
         self.ready = threading.Event()
         self._steering, self._sink = steering, sink
         self._reports: deque[_HostCopy] = deque()
+        self._shared = 0
 
     def start(self) -> None:
         """Starts the generation thread; a daemon, so that a crash of the main thread never hangs the process."""
@@ -220,6 +219,14 @@ class SteeringManager(ContinuousBatchingManager):
         return True
 
     @property
+    def shared_tokens(self) -> int:
+        """How many prompt tokens have been taken from what others had computed, so far."""
+        return self._shared
+
+    def _tell_shared(self, tokens: int) -> None:
+        self._shared += tokens
+
+    @property
     def cache_used_ratio(self) -> float:
         """Part of the KV cache that requests hold. Blocks kept for sharing are given back when room is needed: they are free."""
         processor = self.batch_processor
@@ -233,7 +240,7 @@ class SteeringManager(ContinuousBatchingManager):
     def _create_batch_processor(self) -> Any:
         processor = super()._create_batch_processor()
         prepare, update = processor.prepare_next_batch, processor.update_batch
-        _share_untouched(processor, self._sink)
+        _share_untouched(processor, self._sink, self._tell_shared)
         _tell_cancellations(processor.scheduler, self._sink)
         take_over(self.model, processor.cache)
 
@@ -338,12 +345,12 @@ def _batching_config(config: EngineConfig, *, on_gpu: bool) -> ContinuousBatchin
     )
 
 
-def _share_untouched(processor: Any, sink: Sink) -> None:
+def _share_untouched(processor: Any, sink: Sink, told: Callable[[int], None]) -> None:
     """Restricts the library's sharing of blocks to tokens that no policy touches, on the side that offers and on the one that takes.
 
     By itself it would offer what was computed under a policy to any request with the same tokens, and even replace a running request's
     block by an equal one. The sink says how many of a request's first tokens are the unsteered model's (`tables.untouched`), and tells
-    tokens apart whose keys are turned by other factors (`rope.Rope.named`).
+    tokens apart whose keys are turned by other factors (`rope.Rope.named`). told: is given the tokens that each request takes.
     """
     paged, scheduled = processor.cache, processor.scheduler
     search = paged.search_prefix_match
@@ -351,7 +358,9 @@ def _share_untouched(processor: Any, sink: Sink) -> None:
     def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
         # One token more than may be taken: the library always leaves the last one that it is shown to be computed.
         shown = prompt_ids[: sink.untouched(request_id) + 1]
-        return int(search(request_id, sink.named(request_id, shown)))
+        taken = int(search(request_id, sink.named(request_id, shown)))
+        told(taken)
+        return taken
 
     def mark_complete_blocks(state: Any, complete_blocks: dict[str, int]) -> None:
         # A request that was cancelled or evicted since its batch was scheduled (async batching) has no block table, or that of its

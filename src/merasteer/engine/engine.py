@@ -35,11 +35,15 @@ __all__ = ["Engine", "EngineStats"]
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A moment's load. running and waiting count requests; cache_used_ratio, in [0, 1], is what running requests hold."""
+    """A moment's load. running and waiting count requests; cache_used_ratio, in [0, 1], is what running requests hold.
+
+    shared_tokens: prompt tokens that were not computed again since the start, because equal beginnings are shared.
+    """
 
     running: int
     waiting: int
     cache_used_ratio: float
+    shared_tokens: int = 0
 
 
 class Engine(Line):
@@ -194,7 +198,8 @@ class Engine(Line):
         """The load at this moment."""
         manager = self._manager
         running = self.config.max_requests - len(self._slots)
-        return EngineStats(running, len(self._waiting), manager.cache_used_ratio if manager is not None else 0.0)
+        held, shared = (0.0, 0) if manager is None else (manager.cache_used_ratio, manager.shared_tokens)
+        return EngineStats(running, len(self._waiting), held, shared)
 
     @property
     def max_tokens(self) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -73,17 +73,22 @@ class Parser(ArgumentParser):
 
 def parser() -> ArgumentParser:
     """The whole command line."""
-    common = Parser(add_help=False)
     url = os.environ.get("MERA_URL", BASE_URL)
-    common.add_argument("--url", default=url, help="of the server (MERA_URL; now %(default)s)")
-    common.add_argument("--timeout", type=seconds, default=60.0, metavar="S", help="seconds without a byte (60)")
-    common.add_argument("--attempts", type=int, default=4, metavar="N", help="requests in all where it is busy (4)")
-    root = Parser(prog="mera-client", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    root = Parser(
+        prog="mera-client",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        parents=[_common(url, {"url": url, "timeout": 60.0, "attempts": 4})],
+    )
     root.add_argument("--version", action="version", version=f"mera-client {version('mera-client')}")
     verbs = root.add_subparsers(required=True, metavar="COMMAND")
 
     def verb(name: str, about: str) -> ArgumentParser:
-        made = verbs.add_parser(name, help=about, description=about, parents=[common], allow_abbrev=False)
+        again = _common(
+            url, {}
+        )  # behind the command, too: what was given in front of it stays unless it is given again
+        made = verbs.add_parser(name, help=about, description=about, parents=[again], allow_abbrev=False)
         made.set_defaults(run=getattr(commands, name))
         return made
 
@@ -95,6 +100,28 @@ def parser() -> ArgumentParser:
     ):
         _json(verb(name, about))
     return root
+
+
+def _common(url: str, defaults: Mapping[str, Any]) -> Parser:
+    """The options of every command. An option without a default leaves no trace unless it is given."""
+    common = Parser(add_help=False)
+    add = common.add_argument
+    add("--url", default=defaults.get("url", SUPPRESS), help=f"of the server (MERA_URL; now {url.replace('%', '%%')})")
+    add(
+        "--timeout",
+        type=seconds,
+        default=defaults.get("timeout", SUPPRESS),
+        metavar="S",
+        help="seconds without a byte (60)",
+    )
+    add(
+        "--attempts",
+        type=int,
+        default=defaults.get("attempts", SUPPRESS),
+        metavar="N",
+        help="requests in all where it is busy (4)",
+    )
+    return common
 
 
 def _generate(command: ArgumentParser) -> None:
@@ -120,6 +147,7 @@ def _classify(command: ArgumentParser) -> None:
     add("--task", required=True)
     add("-o", "--out", type=Path, required=True, help=".csv or .jsonl: the rows with what was answered")
     add("--column", action="append", default=[], metavar="[FIELD=]COLUMN", help="one alone: its text; several: fields")
+    add("--label", metavar="COLUMN", help="of the true labels, for accuracy and confusion (label, where there is one)")
     add("--chunk", type=int, default=64, metavar="N", help="rows of one request (64)")
     add("--fresh", action="store_true", help="forget what an earlier run has left in OUT.part")
     _steering(command)

@@ -15,13 +15,14 @@ from mera_client._types import Classified, Inputs, Steering, TaskInfo
 from mera_client.cli.journal import Journal
 from mera_client.cli.progress import Progress
 from mera_client.cli.rows import Row, Table, inputs_of, read, suffix, write
+from mera_client.cli.scoring import Score, column_of, score
 
 MAX_CHUNK = 256  # inputs that the server takes at once
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command line. columns: as `inputs_of` takes them; none: the fields of the template."""
+    """One command line. columns: as `inputs_of` takes them; none: the fields of the template. label: the column of the true labels."""
 
     task: str
     file: Path
@@ -30,6 +31,7 @@ class Job:
     chunk: int = 64
     steering: Steering | None = None
     fresh: bool = False
+    label: str | None = None
 
     def __post_init__(self) -> None:
         suffix(self.out)
@@ -43,9 +45,10 @@ class Job:
         return self.out.with_name(self.out.name + ".part")
 
 
-def run(client: Client, job: Job, say: Callable[[str], None]) -> None:
-    """Writes `job.out`. An error or an interrupt carries a note on what is kept."""
+def run(client: Client, job: Job, say: Callable[[str], None]) -> Score | None:
+    """Writes `job.out`; gives the comparison with the true labels, where the file has them. An error carries a note on what is kept."""
     table = read(job.file)
+    truth = column_of(job.file, table, job.label)
     task = _task(client, job.task)
     inputs = inputs_of(job.file, table, _columns(client, job, task))
     names = _names(task, table, job)
@@ -68,6 +71,10 @@ def run(client: Client, job: Job, say: Callable[[str], None]) -> None:
         write(job.out, [*table.columns, *names.values()], _answered(table, journal.results, task, names))
     journal.discard()
     say(_summary(journal.results, job.out))
+    found = score(table, truth, journal.results, task.labels)
+    if found is None and job.label is not None:
+        say(f"--label {job.label}: holds none of the task's labels ({', '.join(task.labels)}); nothing is compared")
+    return found
 
 
 def _task(client: Client, name: str) -> TaskInfo:

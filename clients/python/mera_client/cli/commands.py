@@ -54,8 +54,11 @@ def classify(client: Client, options: Namespace, say: Say) -> int:
         chunk=options.chunk,
         steering=steering_of(options),
         fresh=options.fresh,
+        label=options.label,
     )
-    classifying.run(client, job, say)
+    found = classifying.run(client, job, say)
+    if found is not None:
+        _out(found.text)
     return 0
 
 
