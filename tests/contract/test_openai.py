@@ -167,9 +167,19 @@ def test_a_model_without_a_chat_template(ai: openai.OpenAI, serving: Serving, mo
 
 
 def test_a_chat_template_that_refuses(ai: openai.OpenAI, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuses = "{{ raise_exception('never ' + messages[0]['content']) }}"
-    monkeypatch.setattr(serving.engine.loaded.tokenizer, "chat_template", refuses)
+    some = "{% if 'holiday' in messages[0]['content'] %}{{ raise_exception('never ' + messages[0]['content']) }}{% endif %}ok"
+    monkeypatch.setattr(serving.engine.loaded.tokenizer, "chat_template", some)
     with pytest.raises(openai.BadRequestError, match="messages: the model's chat template refuses") as caught:
+        ai.chat.completions.create(model=MODEL, messages=CHAT)
+    assert "holiday" not in caught.value.message
+
+
+def test_a_chat_template_that_is_broken_is_told_as_the_models_fault(
+    ai: openai.OpenAI, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = "{{ raise_exception('never ' + messages[0]['content']) }}"
+    monkeypatch.setattr(serving.engine.loaded.tokenizer, "chat_template", every)
+    with pytest.raises(openai.BadRequestError, match="chat template is broken .* not in the request") as caught:
         ai.chat.completions.create(model=MODEL, messages=CHAT)
     assert "holiday" not in caught.value.message
 

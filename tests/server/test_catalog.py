@@ -61,7 +61,7 @@ def test_the_caution_is_of_what_passed_its_test(
     calibration = {"test": "mcnemar", "epsilon": 0.0, "delta": 0.05, "chances": 1, "candidates": [{"key": "k"}],
                    "decision": "abstained" if reason else "certified", "reason": reason, "chosen": None if reason else "k",
                    "tested": [row]}  # fmt: skip
-    manifest = {"digest": "aa" * 32, "steering": {"active_layers": [0]}}
+    manifest = {"digest": "aa" * 32, "steering": {"active_layers": [0], "direction": "euclidean"}}
     artifact = SimpleNamespace(
         correction=Correction(), conditions=None, manifest=manifest, calibration=calibration, digest="aa" * 32, task=None,
         certified=reason is None, label_bias=None,
@@ -114,7 +114,7 @@ def test_the_calibration_rows_error_is_optional(found: object, mean: float | Non
     manifest = {
         "digest": "aa" * 32,
         "certified": False,
-        "steering": {"active_layers": [0], "positions": "generation", "alpha": None},
+        "steering": {"active_layers": [0], "positions": "generation", "alpha": None, "direction": "euclidean"},
     }
     calibration = {"tested": [], **({} if found is None else {"predicted_error": found})}
     artifact = SimpleNamespace(

@@ -59,7 +59,7 @@ def test_every_field_of_a_steered_answer(make_plan: MakePlan) -> None:
                 "certified": True, "why": None, "test": "mcnemar", "gain": 0.12, "lower_bound": 0.05, "epsilon": 0.0,
                 "delta": 0.05, "level": 0.025, "attempt": 1, "n": 250,
             },
-            "answer": {"label": "spam", "probabilities": {"ham": 0.08, "spam": 0.92}},
+            "answer": {"label": "spam", "probabilities": {"ham": 0.08, "spam": 0.92}, "by": "model"},
             "trace": None,
         },
     }  # fmt: skip
@@ -71,7 +71,7 @@ def test_nothing_moved_is_not_needed(make_plan: MakePlan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "cells", "biased", "decision"),
+    ("method", "cells", "changed", "decision"),
     [
         ("logit_bias", 0, True, "steered"),
         ("logit_bias", 0, False, "not_needed"),
@@ -81,18 +81,18 @@ def test_nothing_moved_is_not_needed(make_plan: MakePlan) -> None:
     ],
 )
 def test_a_bias_steers_where_it_changed_the_answer(
-    make_plan: MakePlan, catalog: Catalog, good: Probe, method: str, cells: int, biased: bool, decision: str
+    make_plan: MakePlan, catalog: Catalog, good: Probe, method: str, cells: int, changed: bool, decision: str
 ) -> None:
     own = holding(good, method=method, label_bias=(0.0, 1.0), alpha=None if method == "logit_bias" else 0.3)  # type: ignore[arg-type]
     found = make_plan({"steering": {"task": "good"}}, catalog=replace(catalog, latest={"good": own}))
     generation = replace(
-        GENERATION, steering=SteeringCounts(2, cells, 6, cells), answer=Answer(1, (0.1, 0.9), biased=biased)
+        GENERATION, steering=SteeringCounts(2, cells, 6, cells), answer=Answer(1, (0.1, 0.9), changed=changed)
     )
     mera = mera_object(found, generation, decode)
     assert (mera.method, mera.decision, mera.alpha) == (method, decision, own.alpha)
     assert mera.guarantee is not None
     assert (mera.guarantee.certified, mera.guarantee.why) == (True, None)
-    assert set(mera.model_dump()["answer"]) == {"label", "probabilities"}
+    assert set(mera.model_dump()["answer"]) == {"label", "probabilities", "by"}
 
 
 def test_no_task_is_nulls_and_zeros(make_plan: MakePlan) -> None:
