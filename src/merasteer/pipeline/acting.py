@@ -80,12 +80,12 @@ def tried(acting: Sequence[int]) -> list[int]:
     return [acting[place] for place in sorted(set(places.tolist()))]
 
 
-def gate_levels(z: Floats) -> list[float]:
+def gate_levels(z: Floats, shares: Sequence[float] = SHARES) -> list[float]:
     """α, ascending, at which the gate is open on given shares of the items, and one at which it is open on all. z: of the ordering
     subset.
     """
     low, high = float(z.min()), float(z.max())
-    logits = [low - (high - low) - 1.0, *(float(np.quantile(z, 1.0 - share)) for share in SHARES)]
+    logits = [low - (high - low) - 1.0, *(float(np.quantile(z, 1.0 - share)) for share in shares)]
     clipped = np.clip(logits, *LOGIT_RANGE)
     return sorted({float(f"{1.0 / (1.0 + np.exp(-value)):.6g}") for value in clipped})
 

@@ -10,6 +10,7 @@ part by part, so that a run that was killed goes on behind the last one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,10 @@ class Gradients:
     def __init__(self, job: Job, collected: Output, point: HookPoint, found: Output) -> None:
         self._job, self._collected, self._point, self._found = job, collected, point, found
 
-    def pooled(self, layer: int) -> torch.Tensor:
-        """The mean over the items that are wrong or nearly so, (d,)."""
-        return self._mean(layer, self._found.facts["pooled"])
+    def pooled(self, layer: int, most: int | None = None, *, of_error: bool = False) -> torch.Tensor:
+        """The mean over the items that are wrong or nearly so, (d,), the wrongest first. of_error: of E = 1 − q_y in place of −log q_y."""
+        rows = self._found.facts["pooled"][:most]
+        return self._mean(layer, rows, self._q[rows] if of_error else None)
 
     def by_class(self, layer: int) -> torch.Tensor:
         """The means over those of each class, (C, d); zeros of a class that has none."""
@@ -55,10 +57,20 @@ class Gradients:
         rows = layer_rows(self._collected, self._point, layer)[torch.from_numpy(self._job.fitting)]
         return float(rows.double().norm(dim=-1).mean())
 
-    def _mean(self, layer: int, rows: Sequence[int]) -> torch.Tensor:
+    @cached_property
+    def _q(self) -> torch.Tensor:
+        """q_y of the items, (M,): ∇E = q_y · ∇(−log q_y)."""
+        items = self._found.facts["items"]
+        labels = [self._job.splits.train[i].label for i in items]
+        return torch.from_numpy(answers_of(self._collected).probabilities[items, labels])
+
+    def _mean(self, layer: int, rows: Sequence[int], weights: torch.Tensor | None = None) -> torch.Tensor:
         stored = self._found.stored.get("gradient")
         found = self._found.tensors["gradient"][:, layer] if stored is None else stored.layer(layer)
-        return found[list(rows)].double().mean(0) if rows else torch.zeros(found.shape[1], dtype=torch.float64)
+        if not rows:
+            return torch.zeros(found.shape[1], dtype=torch.float64)
+        picked = found[list(rows)].double()
+        return (picked if weights is None else picked * weights[:, None]).mean(0)
 
 
 def choice_of(task: ServedTask) -> LabelChoice:
