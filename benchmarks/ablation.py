@@ -2,8 +2,8 @@
 
     python benchmarks/ablation.py --model MODEL --task FILE --out DIR
 
-DIR is that of a study (`reproduce_real.sh`): what was collected and fit there is used. All rows are measured on the test split; nothing of it
-is certified, and nothing is chosen by it. A random direction has the gradient's length at every layer, behind the same gate.
+DIR is that of a study (`reproduce_real.sh`): what was collected and fit there is used. All rows are measured on the test split; nothing
+of it is certified, and nothing is chosen by it. A random direction has the gradient's length at every layer, behind the same gate.
 """
 
 from __future__ import annotations
