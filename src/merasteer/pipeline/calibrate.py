@@ -30,8 +30,9 @@ from merasteer.pipeline.workspace import Output
 from merasteer.store.ledger import Entry
 from merasteer.types import Correction, Positions
 
-__all__ = ["COMBINED", "Choice", "calibrate", "choose", "correction_in", "key_of", "steps_of"]
+__all__ = ["COMBINED", "RANKING", "Choice", "calibrate", "choose", "correction_in", "key_of", "steps_of"]
 
+RANKING = "ranking"  # the journal that rows of a bench share which rank the same steps
 COMBINED = 5  # steps that are tried with the bias on top: the best by gain
 
 Correct = npt.NDArray[np.bool_]
@@ -109,8 +110,9 @@ def choose(
     said = [one for one in steps if one.method == "label_probe"]
     steps = [one for one in steps if one.method == "mera"]
     ranked_too = said if "label_probe" in wanted else []
-    first = [*(steps if {"mera", "mera+bias"} & set(wanted) else ()), *ranked_too]
-    by_gain = dict(zip(first, gains_of(first), strict=True)) if first else {}
+    by_gain: dict[Correction, float] = {}
+    for some in (steps if {"mera", "mera+bias"} & set(wanted) else [], ranked_too):
+        by_gain |= dict(zip(some, gains_of(some), strict=True)) if some else {}
     best = sorted((one for one in by_gain if one.method == "mera"), key=lambda step: by_gain[step], reverse=True)
     on_top = [replace(step, method="mera+bias", bias=bias) for step in best[:COMBINED]] if "mera+bias" in wanted else []
     if biased := [*alone, *on_top]:
@@ -146,9 +148,10 @@ def calibrate(job: Job, collected: Output, fitted: Output, bars: Bars) -> Output
     with (
         running(job.loaded, max(train.longest, held_out.longest), vectors=vectors) as engine,
         journal_of(job.workspace.folder, "calibrate") as journal,
+        journal_of(job.readouts.folder, RANKING) as shared,
     ):
         ordering = Known.of(job.served, job.loaded.dtype, collected, vectors, "train", job.ordering)
-        ranking = Ranking(Asker(engine, train, ordering, journal), ordering, _wanted(job), bars)
+        ranking = Ranking(Asker(engine, train, ordering, shared), ordering, _wanted(job), bars)
         calibration = Known.of(job.served, job.loaded.dtype, collected, vectors, "calibration")
         asker = Asker(engine, held_out, calibration, journal)
 

@@ -1,8 +1,9 @@
 """The candidates' gains on the ordering subset, with no more passes than tell them apart.
 
 Each candidate is first asked about the `FIRST` items with the highest predicted error of its own readout (at its report layer,
-unsteered; of equal ones the earlier item), for these are what it is to repair. A step that changes no answer among them is dropped: it is
-not asked about the others, its gain counts as 0, and calibration.json says `dropped`. The gains of all others are exact.
+unsteered; of equal ones the earlier item), for these are what it is to repair. A step that changes no answer among them, or is not among
+the `KEPT` that gain most there (of equal ones the earlier), is dropped: it is not asked about the others, its gain counts as 0, and
+calibration.json says `dropped`. The gains of all others are exact.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from merasteer.pipeline.gates import Flags, Known
 from merasteer.pipeline.progress import Bars
 from merasteer.types import Correction
 
-__all__ = ["FIRST", "Ranking", "key_of"]
+__all__ = ["FIRST", "KEPT", "Ranking", "key_of"]
 
 FIRST = 50
+KEPT = 40
 
 
 def key_of(candidate: Correction) -> str:
@@ -45,21 +47,24 @@ class Ranking:
     def gains(self, candidates: Sequence[Correction]) -> list[float]:
         """The accuracy gained by each on the ordering subset."""
         self._batches += 1
-        title = "calibrate: candidates" if self._batches == 1 else "calibrate: with the bias"
+        title = "calibrate: candidates" if self._batches == 1 else f"calibrate: candidates, {self._batches}"
         found = [self._asker.known(one) for one in candidates]
         wanted = [self._asker.open(one) for one in candidates]
         first = [self.first(one) for one in candidates]
         now = [flags & early for flags, early in zip(wanted, first, strict=True)]
         self._asker.fill(f"{title}, first", candidates, now, found, self._bars)
         later = [flags & ~early for flags, early in zip(wanted, first, strict=True)]
-        for one, flags, early, what in zip(candidates, later, first, found, strict=True):
-            if flags.any() and one.bias is None and not self._changes(what, early):
-                self.dropped.add(key_of(one))
-                flags[:] = False
+        waiting = [k for k, one in enumerate(candidates) if later[k].any() and one.bias is None]
+        promising = [k for k in waiting if self._changes(found[k], first[k])]
+        promising.sort(key=lambda k: self._gain(found[k], first[k]), reverse=True)
+        for k in set(waiting) - set(promising[:KEPT]):
+            self.dropped.add(key_of(candidates[k]))
+            later[k][:] = False
         self._asker.fill(title, candidates, later, found, self._bars)
         before = self._known.unsteered.label == self._labels
         for one, what in zip(candidates, found, strict=True):
-            self.changes[key_of(one)] = (what.answers.label == self._labels).astype(np.int64) - before
+            changed = (what.answers.label == self._labels).astype(np.int64) - before
+            self.changes[key_of(one)] = changed * (key_of(one) not in self.dropped)
         return [float(self.changes[key_of(one)].mean()) for one in candidates]
 
     def first(self, candidate: Correction) -> Flags:
@@ -70,6 +75,11 @@ class Ranking:
         else:
             chosen[np.argsort(-self._known.reads[candidate.readout].error, kind="stable")[:FIRST]] = True
         return chosen
+
+    def _gain(self, found: Found, items: Flags) -> int:
+        """Right answers more than before."""
+        now, before = (answers.label == self._labels for answers in (found.answers, self._known.unsteered))
+        return int(now[items].sum()) - int(before[items].sum())
 
     def _changes(self, found: Found, items: Flags) -> bool:
         return bool((found.answers.label != self._known.unsteered.label)[items].any())

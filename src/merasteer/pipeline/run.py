@@ -9,7 +9,7 @@ from pathlib import Path
 from merasteer.engine import LoadedModel
 from merasteer.errors import InvalidInput
 from merasteer.pipeline.ahead import check_store, tell
-from merasteer.pipeline.calibrate import calibrate
+from merasteer.pipeline.calibrate import RANKING, calibrate
 from merasteer.pipeline.collect import collect
 from merasteer.pipeline.draft import discard
 from merasteer.pipeline.evaluate import evaluate
@@ -103,5 +103,7 @@ def _stage(job: Job, stage: Stage, compute: Callable[[], Output], bars: Bars) ->
         output = Output({**output.facts, "seconds": seconds}, output.tensors)
         workspace.save(stage, output)
     discard(workspace.folder, stage)
+    if stage == "calibrate" and job.column is None:  # other rows of a bench go on with it
+        discard(job.readouts.folder, RANKING)
     bars.say(f"{stage}: done in {seconds:.1f} s")
     return output
