@@ -65,7 +65,7 @@ def bench(
     from merasteer import demo
     from merasteer.bench import Grid, bench, check_grid, chosen_methods, write_results
     from merasteer.bench.tracking import check_tracker, tracker
-    from merasteer.pipeline import Loading, Options
+    from merasteer.pipeline import Bars, Loading, Options, attended, quiet
 
     given: dict[str, Any] = {
         "seed": seed,
@@ -92,7 +92,9 @@ def bench(
     )
     check_grid(grid)
     tracked = tracker(track, "mera-bench", {"models": models, "tasks": tasks, **options.as_dict()})
-    cells = bench(grid, on_cell=tracked.log)
+    bars = Bars(lines=True)
+    with quiet(), attended(bars):
+        cells = bench(grid, bars, tracked.log)
     paths = write_results(grid, cells)
     tracked.close(paths)
     typer.echo(paths[0].read_text(encoding="utf-8"))

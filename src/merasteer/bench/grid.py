@@ -151,6 +151,7 @@ def _task(
         path = grid.path(model, task, method)
         cell = _load(path, which["key"])
         if cell is None:
+            bars.say(f"{loaded.id}, {task.name}: {method.name}")
             cell = _save(path, _measure(method, own, which, bars))
         clean = clean and cell["status"] == "done"
         yield cell
