@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from merasteer.bench import METHODS, Grid, bench, chosen_methods, write_results
 from merasteer.bench.methods import Unsteered
 from merasteer.bench.reference import GRID
 from merasteer.errors import InvalidInput
 from merasteer.method.levels import level_of
-from merasteer.pipeline import Options, run
+from merasteer.pipeline import Bars, Options, run
 from merasteer.store.ledger import entries
 
 OPTIONS = Options(ordering=40, hook_points=("residual",))
@@ -34,7 +36,9 @@ def without_seconds(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_every_cell_is_measured_written_and_shown(grid: Grid) -> None:
     told: list[str] = []
-    cells = bench(grid, on_cell=lambda cell: told.append(cell["method"]))
+    lines = io.StringIO()
+    cells = bench(grid, Bars(Console(file=lines), lines=True), lambda cell: told.append(cell["method"]))
+    assert [name for name in told if f": {name}\n" in lines.getvalue()] == told  # without a terminal, what is under way
     assert [cell["method"] for cell in cells] == told == [name for name in METHODS if name in NAMES]
     assert {cell["status"] for cell in cells} == {"done"}
     by = {cell["method"]: cell for cell in cells}
