@@ -20,16 +20,17 @@ from pathlib import Path
 
 import torch
 from measure import Found, Rates, Ratio, Section, compare, interleave, medians, setup, timed
-from models import hook_loop, make_model, make_vectors, random_prompts
+from models import hook_loop, make_kind, make_model, make_policy, make_vectors, random_prompts
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from merasteer.engine import Engine, EngineConfig, LoadedModel
-from merasteer.types import GenerationRequest, Policy
+from merasteer.types import GenerationRequest, Sampling
 
 RATIOS = (
     Ratio("32 requests, all steered at all layers ÷ no hooks", "1 policy", "no hooks", 0.97),
     Ratio("32 requests, 16 policies ÷ no hooks", "16 policies", "no hooks", 0.96),
+    Ratio("32 requests, 16 policies of every law ÷ no hooks", "16 policies, every law", "no hooks", 0.96),
     Ratio("steered ÷ one-at-a-time hook loop", "1 policy", "hook loop", 8),
     Ratio("one request: steered ÷ no hooks", "alone, 1 policy", "alone, no hooks", 0.97),
     Ratio("one request: steered ÷ model.generate unsteered", "alone, 1 policy, new engine", "alone, generate", 0.95),
@@ -37,18 +38,27 @@ RATIOS = (
     Ratio("64 requests ÷ 8", "64 requests", "8 requests", 2),
     Ratio("no hooks ÷ the library's batching as it comes", "no hooks", "library"),
 )
+DRAWING = (
+    Ratio("vocabulary of 128,000, 32 requests, one sampled ÷ none", "one sampled", "greedy", 0.9),
+    Ratio("all sampled ÷ none", "all sampled", "greedy"),
+)
 POLICIES_RESIDENT = 64
 
 
 @dataclass(frozen=True)
 class Load:
-    """One batch: how many requests of how many tokens under how many policies (0: none resident, no hooks)."""
+    """One batch: how many requests of how many tokens under how many policies (0: none resident, no hooks).
+
+    kinds: the policies' laws differ. sampled: how many of the requests are, at temperature .7 and top-p .9.
+    """
 
     requests: int
     prompt: int
     new: int
     policies: int = 1
     trace: bool = False
+    kinds: bool = False
+    sampled: int = 0
 
     @property
     def tokens(self) -> int:
@@ -60,22 +70,33 @@ class Bench:
 
     def __init__(self, loaded: LoadedModel, engine: Engine) -> None:
         self.loaded, self.engine = loaded, engine
-        self._resident = 0
+        self._resident, self._kinds = 0, False
 
-    def resident(self, policies: int) -> None:
+    def resident(self, policies: int, kinds: bool = False) -> None:
+        if kinds != self._kinds:
+            self._keep(0)
+        self._kinds = kinds
         for seed in range(self._resident, policies):
-            self.engine.register(f"p{seed}", make_vectors(self.loaded, seed))
+            self.engine.register(f"p{seed}", (make_kind if kinds else make_vectors)(self.loaded, seed))
+        self._keep(policies)
+        self._resident = policies
+
+    def _keep(self, policies: int) -> None:
         for seed in range(policies, self._resident):
             self.engine.unregister(f"p{seed}")
-        self._resident = policies
+        self._resident = min(self._resident, policies)
 
     def run(self, load: Load) -> float:
         """Generated tokens per second of one batch whose requests are all there at its start."""
-        self.resident(load.policies)
+        self.resident(load.policies, load.kinds)
         prompts = random_prompts(self.loaded, load.requests, load.prompt)
         requests = [
             GenerationRequest(
-                prompt, load.new, Policy(f"p{i % load.policies}", 0.5) if load.policies else None, trace=load.trace
+                prompt,
+                load.new,
+                make_policy(i % load.policies, load.kinds) if load.policies else None,
+                sampling=Sampling(temperature=0.7, top_p=0.9, seed=i) if i < load.sampled else Sampling(),
+                trace=load.trace,
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -173,6 +194,7 @@ def batch_rates(loaded: LoadedModel, load: Load, rounds: int, config: EngineConf
         "no hooks": replace(load, policies=0),
         "1 policy": load,
         "16 policies": replace(load, policies=16),
+        "16 policies, every law": replace(load, policies=16, kinds=True),
         "1 policy, trace": replace(load, trace=True),
         "8 requests": replace(load, requests=8),
         "64 requests": replace(load, requests=64),
@@ -218,6 +240,26 @@ def engine_section(loaded: LoadedModel, load: Load, rounds: int, **switches: boo
         f"{load.requests} requests of {load.prompt} + {load.new} tokens unless said otherwise; {rounds} rounds"
     )
     return section
+
+
+def drawing_section(rounds: int, load: Load) -> Section:
+    """What sampling costs over a large vocabulary, on one thread: of the whole batch, prompts short, so that decoding is what counts."""
+    threads, loaded = torch.get_num_threads(), make_model("135M-128k")
+    loads = {
+        "greedy": load,
+        "one sampled": replace(load, sampled=1),
+        "all sampled": replace(load, sampled=load.requests),
+    }
+    torch.set_num_threads(1)
+    try:
+        with opened(loaded, config_for(load.tokens, load.requests)) as bench:
+            rates = interleave({name: partial(bench.run, given) for name, given in loads.items()}, rounds)
+    finally:
+        torch.set_num_threads(threads)
+    note = f"{load.requests} requests of {load.prompt} + {load.new} tokens, temperature .7, top-p .9; {rounds} rounds"
+    return Section(
+        f"Sampling, {loaded.id}, one thread", "tokens/s", medians(rates), compare(rates, DRAWING), notes=[note]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

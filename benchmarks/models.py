@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,14 +13,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from merasteer.engine import LoadedModel, load_model, wrap_model
 from merasteer.engine.layers import decoder_layers, site
-from merasteer.types import HookPoint, SteeringVectors
+from merasteer.types import ClassReadouts, HookPoint, Law, Policy, SteeringVectors
 
+LABELS = 3  # of vectors with class readouts
 SIZES = {  # hidden, MLP, layers, heads, key-value heads, vocabulary
     "tiny": (128, 336, 4, 4, 4, 700),
     "56M": (512, 1376, 8, 8, 8, 32_000),
     "0.5B": (1024, 2816, 24, 16, 8, 64_000),
     "1B": (2048, 8192, 16, 32, 8, 64_000),
+    "135M-128k": (576, 1536, 30, 9, 3, 128_000),  # SmolLM2-135M, but for the vocabulary
 }
+KINDS = ("closed_form", "gated", "proportional", "by_label", "label_probe")
 
 
 def make_model(size: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LoadedModel:
@@ -51,6 +55,27 @@ def make_vectors(loaded: LoadedModel, seed: int, hook_point: HookPoint = "residu
     weight = torch.randn(loaded.layers, loaded.width, generator=generator)
     weight /= weight.norm(dim=-1, keepdim=True)
     return SteeringVectors(hook_point, weight, torch.zeros(loaded.layers), weight.clone(), loaded.layers // 2)
+
+
+def make_kind(loaded: LoadedModel, seed: int) -> SteeringVectors:
+    """Random readouts whose step is of one kind after the other; as the pipeline makes them, those with classes act at one layer each."""
+    kind, plain = KINDS[seed % len(KINDS)], make_vectors(loaded, seed)
+    if kind in ("closed_form", "gated", "proportional"):
+        return replace(plain, law=kind)
+    layer, generator = seed % loaded.layers, torch.Generator().manual_seed(seed)
+    weight = torch.zeros_like(plain.weight)
+    weight[layer] = plain.weight[layer]
+    scores, steps = (torch.randn(1, LABELS, loaded.width, generator=generator) for _ in range(2))
+    steps = torch.zeros_like(steps) if kind == "label_probe" else steps / loaded.width**0.5
+    law: Law = "label_probe" if kind == "label_probe" else "gated"
+    classes = ClassReadouts(scores, torch.zeros(1, LABELS), steps)
+    return SteeringVectors("residual", weight, plain.bias, torch.zeros_like(weight), layer, law, classes)
+
+
+def make_policy(number: int, kinds: bool) -> Policy:
+    """What asks for the vectors that are held as `p{number}`."""
+    acts = kinds and KINDS[number % len(KINDS)] in ("gated", "proportional", "by_label")
+    return Policy(f"p{number}", 0.5, 0.3 if acts else 0.0)
 
 
 @torch.inference_mode()

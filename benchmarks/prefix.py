@@ -1,9 +1,9 @@
 """What sharing prompts between candidates saves a calibration: ratios of medians in one run, interleaved.
 
-    python benchmarks/prefix.py [--size 56M|tiny] [--rounds 3] [--policies 60] [--items 50] [--prompt 57]
+    python benchmarks/prefix.py [--size 56M|tiny|FOLDER] [--rounds 3] [--policies 60] [--items 50] [--prompt 57]
 
 Every item is asked once under every policy, candidate by candidate, and answers with one token, in the engine as the pipeline sizes it.
-Prints a Markdown table and, as its last line, JSON. Models have random weights and are made on the spot.
+Prints a Markdown table and, as its last line, JSON. Models have random weights and are made on the spot; any other name is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import torch
 import transformers
-from models import SIZES, make_model, make_vectors
+from models import make_model, make_vectors
 
 from merasteer.engine import Engine, LoadedModel
 from merasteer.pipeline.batch import generations, sizes
@@ -54,7 +54,7 @@ def measure(loaded: LoadedModel, requests: list[GenerationRequest], share: bool)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="56M")
+    parser.add_argument("--size", default="56M")
     for name, default in (("rounds", 3), ("policies", 60), ("items", 50), ("prompt", 57)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()

@@ -1,7 +1,7 @@
 """Every benchmark of speed in one run, its results under the date: `make bench`, `make bench-gpu`.
 
     python benchmarks/suite.py [--gpu] [--size 56M|0.5B|FOLDER] [--rounds N] [--out benchmarks/results]
-                               [--only engine server growth bfloat16]
+                               [--only engine sampling server growth bfloat16]
 
 Writes DATE-cpu.md or DATE-gpu.md, and the same as JSON lines beside it.
 """
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from engine import Load, engine_section
+from engine import Load, drawing_section, engine_section
 from growth import bfloat16_section, growth_section
 from measure import Section, setup, write
 from models import make_model
@@ -30,6 +30,7 @@ def cpu_sections(size: str, rounds: int) -> dict[str, Callable[[], Section]]:
     threads = max(1, (os.cpu_count() or 2) // 2)
     return {
         "engine": lambda: engine_section(make_model(size), Load(32, 57, 32), rounds),
+        "sampling": partial(drawing_section, rounds, Load(32, 4, 32, policies=0)),
         "server": lambda: server_section(size, 57, 32, rounds, threads),
         "growth": partial(growth_section, size, max(1, rounds // 2)),
         "bfloat16": partial(bfloat16_section, size, rounds),

@@ -134,15 +134,35 @@ def test_rows_of_class_readouts_are_given_back(llama, make_acting):
 
 def test_the_law_as_a_formula():
     """Columns: closed form, gated, proportional, a group of two classes; one token each for which its own column counts."""
-    laws = Laws.of(["closed_form", "gated", "proportional", "gated", "closed_form", "closed_form"], {3: [4, 5]})
-    excess = torch.full((4, 6), -torch.inf)
-    excess[range(4), range(4)] = torch.tensor([2.0, 2.0, 2.0, 2.0])
-    excess[:, 4:] = torch.tensor([0.1, 0.9])
-    strength = torch.zeros(4, 6)
-    strength[range(1, 4), range(1, 4)] = 0.5
-    z = torch.full((4, 6), 1.0)
-    assert laws.pull_(excess, strength, z) == []
-    expected = torch.zeros(4, 6)
-    expected[0, 0], expected[1, 1], expected[2, 2], expected[3, 5] = 2.0, 0.5, 0.5 * torch.tensor(1.0).sigmoid(), 0.5
-    assert torch.allclose(excess, expected)
+    laws = Laws.of(["closed_form", "gated", "proportional", "gated"], {3: [4, 5]}, 6)
+    strength, alpha = torch.tensor([0.0, 0.5, 0.5, 0.5]), torch.full((4,), -1.0)
+    for opens in (True, False):
+        excess = torch.full((4, 6), -torch.inf)
+        excess[range(4), range(4)] = (
+            torch.tensor([2.0, 2.0, 2.0, 2.0]) if opens else torch.tensor([-1.0, 0.0, -0.1, -9.0])
+        )
+        excess[:, 4:] = torch.tensor([0.1, 0.9])
+        gate, best = laws.of_tokens(torch.arange(4), strength, alpha).pull_(excess)
+        assert gate[:, 0].tolist() == [opens] * 4
+        assert best[3] == 1
+        expected = torch.zeros(4, 6)
+        if opens:
+            expected[range(4), [0, 1, 2, 5]] = torch.tensor([2.0, 0.5, 0.5 * torch.tensor(1.0).sigmoid(), 0.5])
+        assert torch.allclose(excess, expected)
     assert Laws.of(["closed_form"], {}) is None
+
+
+def test_a_token_without_a_threshold_is_never_moved_nor_spoilt():
+    """Proportional, with no α: its excess is -inf whatever is read."""
+    laws = Laws.of(["proportional", "label_probe"], {1: [2, 3]}, 4).of_tokens(
+        torch.tensor([0, 0, 1, 1]), torch.tensor([0.5, 0.5, 0.0, 0.0]), torch.tensor([torch.inf, 0.0, 0.0, 0.0])
+    )
+    excess = torch.full((4, 4), -torch.inf)
+    excess[1, 0], excess[2, 1], excess[3, 1] = 0.5, 0.5, -0.5
+    excess[:, 2:] = torch.tensor([[1.0, 1.0], [torch.inf, torch.nan], [0.0, 3.0], [torch.nan, 0.0]])
+    gate, best = laws.pull_(excess)
+    assert gate[:, 0].tolist() == [False, True, True, False]
+    assert best[2] == 1
+    assert torch.allclose(
+        excess, torch.tensor([[0.0] * 4, [0.5 * torch.tensor(0.5).sigmoid(), 0, 0, 0], [0.0] * 4, [0.0] * 4])
+    )

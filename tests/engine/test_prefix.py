@@ -41,6 +41,7 @@ SHARED = {
     "additive, all": 0,
     "list": 5,
 }  # tokens that no policy touches; all but the last one elsewhere
+SLIDING = ("gemma2", "gemma3", "mistral")
 SHARING = EngineConfig(page_size=PAGE, cache_tokens=2048)
 APART = EngineConfig(page_size=PAGE, cache_tokens=2048, share_prefixes=False)
 REQUESTS = [
@@ -134,7 +135,7 @@ def test_the_comparison_notices_sharing_by_tokens_alone(engine, alone, run):
     """What the tests above rest on: they fail where every prompt is offered and taken."""
     moving = [request for request in REQUESTS if request.policy is None or request.policy.positions == "all"]
     with engine(SHARING) as running:
-        running.untouched = lambda _: 10**6
+        running.untouched = lambda *_: 10**6
         answers = [*run(running, moving[::-1]), *run(running, moving[::-1])]
     truths = [alone(request) for request in moving[::-1]] * 2
     assert sum(differ(answer, truth) for answer, truth in zip(answers, truths, strict=True)) >= 6
@@ -249,7 +250,7 @@ def test_a_request_cancelled_behind_its_batch_offers_nothing(engine, alone, sett
 
 
 def test_every_family_shares_soundly_or_not_at_all(engine, family):
-    """Layers with a sliding window overwrite their own past; the library then shares nothing."""
+    """Layers with a sliding window overwrite their own past: what outgrows a window is not shared."""
     name, loaded = family
     prompt = PROMPT + PROMPT[::-1]  # longer than the windows
     points = ("residual",) * 3
@@ -260,8 +261,40 @@ def test_every_family_shares_soundly_or_not_at_all(engine, family):
     with engine(SHARING, loaded, points) as running, computed(running) as passes:
         for answer, truth in zip(one_by_one(running, requests[::-1]), expected[::-1], strict=True):
             assert_same(answer, truth)
-        sliding = name in ("mistral", "gemma2", "gemma3")
-        assert passes[::4] == [26, 26, 26, 26] if sliding else [26, 26, 2, 2]
+        assert passes[::4] == [26, 26, 26, 26] if name in SLIDING else [26, 26, 2, 2]
+
+
+@pytest.mark.parametrize("name", SLIDING)
+@pytest.mark.parametrize(("window", "shares"), [(18, True), (17, False), (16, False)])
+def test_what_stays_within_a_window_is_shared(engine, make_tiny, name, window, shares):
+    """13 tokens and 5 more have keys at 17 positions, and with async batching could write one behind these."""
+    points = ("residual",) * 3
+    request = GenerationRequest(PROMPT, 5, Policy("res", 0.2))
+    with engine(SHARING, make_tiny(name, sliding_window=window), points) as running, computed(running) as passes:
+        one, other = one_by_one(running, [request] * 2)
+        assert_same(one, other)
+        assert passes[::5] == ([13, 1] if shares else [13, 13])
+
+
+@pytest.mark.parametrize("name", SLIDING)
+@pytest.mark.parametrize("batch_tokens", [512, 40])  # 40: prompts in chunks
+def test_what_outgrows_a_window_beside_it_changes_nothing_that_is_shared(
+    engine, make_tiny, settled, name, batch_tokens
+):
+    """The same prompts with short answers, which share, and with long ones, which overwrite their own beginning."""
+    points, kinds = ("residual",) * 3, [None, Policy("res", 0.2), Policy("mlp", 0.2, positions="all")]
+    asked = [GenerationRequest(prompt, new, policy) for policy in kinds for prompt in PROMPTS for new in (2, 12, 40)]
+    config = EngineConfig(page_size=PAGE, cache_tokens=2048, max_batch_tokens=batch_tokens)
+    with engine(APART, make_tiny(name, sliding_window=24), points) as running:
+        truths = dict(zip(asked, one_by_one(running, asked), strict=True))
+    with engine(config, make_tiny(name, sliding_window=24), points) as running, computed(running) as passes:
+        for seed in range(3):
+            requests = random.Random(seed).sample(asked, len(asked))
+            for request, answer in zip(requests, at_once(running, requests), strict=True):
+                assert_same(answer, truths[request])
+        assert settled(running)
+        once = sum(passes)
+    assert once < 3 * sum(len(request.prompt) + request.budget - 1 for request in asked)
 
 
 def test_the_librarys_own_attention_shares_as_ours_does(engine, alone, monkeypatch):

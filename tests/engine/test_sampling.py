@@ -48,17 +48,44 @@ def test_greedy_rows_take_the_largest_and_no_temperature_is_too_low():
     assert found.tolist() == scores.argmax(-1).tolist()
 
 
-def test_what_is_left_out_on_a_cpu_changes_nothing():
-    """Without top-k and top-p nothing is sorted; with them noise is made for what is kept alone: the same tokens as in full."""
-    scores, seeds = torch.randn(50, 300), torch.arange(50)
-    full, wide = torch.full((50,), 0.8), torch.full((50,), 300)
-    plain = sampling.draw(scores, full, torch.zeros(50, dtype=torch.long), torch.ones(50), seeds, seeds)
-    sorted_ = sampling.draw(scores, full, wide, torch.ones(50), seeds, seeds)
-    assert plain.tolist() == sorted_.tolist()
-    noisy = scores / 0.8 + gumbel(seeds, seeds, torch.arange(300))
-    narrow = scores.topk(5, dim=-1).indices
-    expected = narrow.gather(1, noisy.gather(1, narrow).argmax(-1, keepdim=True))[:, 0]
-    assert sampling.draw(scores, full, torch.full((50,), 5), torch.ones(50), seeds, seeds).tolist() == expected.tolist()
+@pytest.mark.parametrize("top_k", [0, 1, 5, 40, 299, 300, 400])
+@pytest.mark.parametrize("top_p", [1e-9, 0.1, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 12.0])
+def test_what_is_not_sorted_is_drawn_as_by_the_definition(top_k, top_p, spread):
+    """Flat rows and peaked ones; rounded, so that many scores are equal, also at the borders."""
+    scores, seeds = (torch.randn(40, 300) * spread * 4).round() / 4, torch.arange(40)
+    scores[::7, 17:] = -torch.inf
+    temperature, k, p = torch.full((40,), 0.8), torch.full((40,), top_k), torch.full((40,), top_p)
+    ordered, order = (scores.double() / 0.8).sort(dim=-1, descending=True, stable=True)
+    ordered[:, top_k or 300 :] = -torch.inf
+    mass = ordered.softmax(-1)
+    before = mass.cumsum(-1) - mass
+    # Where a border falls on a token to within rounding either answer is right.
+    clear = ((before - top_p).abs() > 1e-6)[:, 1:].all(-1) if top_p < 1.0 else torch.ones(40, dtype=torch.bool)
+    kept = (before < top_p) | (torch.arange(300) == 0)
+    noisy = torch.where(kept, ordered + gumbel(seeds, seeds, order), -torch.inf)
+    expected = order.gather(1, noisy.argmax(-1, keepdim=True))[:, 0]
+    assert clear.sum() >= 30
+    assert sampling.draw(scores, temperature, k, p, seeds, seeds)[clear].tolist() == expected[clear].tolist()
+    scaled = (scores - scores.amax(-1, keepdim=True)) / 0.8
+    assert sampling._by_sorting(scaled, k, p, seeds, seeds)[clear].tolist() == expected[clear].tolist()
+
+
+def test_a_row_draws_the_same_beside_others():
+    scores, seeds = torch.randn(20, 500), torch.arange(20)
+    given = (torch.rand(20), torch.randint(0, 9, (20,)), torch.rand(20), seeds, seeds)
+    alone = [int(sampling.draw(scores[i, None], *(one[i, None] for one in given))) for i in range(20)]
+    assert sampling.draw(scores, *given).tolist() == alone
+
+
+def test_a_row_that_is_not_finite_ends(monkeypatch):
+    """What is drawn of it is nobody's answer; it must come to an end, and its neighbours draw as they do."""
+    scores, seeds = torch.randn(4, 50), torch.arange(4)
+    clean = sampling.draw(scores, torch.ones(4), seeds, torch.full((4,), 0.9), seeds, seeds)
+    scores[1], scores[2], scores[3, 7] = torch.nan, -torch.inf, torch.inf
+    spoilt = sampling.draw(scores, torch.ones(4), seeds, torch.full((4,), 0.9), seeds, seeds)
+    assert spoilt[0] == clean[0]
+    assert ((spoilt >= 0) & (spoilt < 50)).all()
 
 
 def test_noise_depends_on_all_three_and_on_nothing_else():

@@ -2,9 +2,10 @@
 
 The library's paged SDPA lets every token attend over the whole batch and masks the other requests away: its cost grows with the square
 of the batch (40 % of a step at 64 requests of 60 tokens). Here each request attends over its own keys alone: prompts one by one, and
-single-token requests (decoding) in groups of similar length, their keys padded to the longest of the group.
+single-token requests (decoding) in groups of similar length, their keys padded to the longest of the group. Layers with a sliding window
+differ in which keys those are.
 
-Where that is not done (a sliding window, a soft cap, a GPU) the library's runs, with two things mended (`_apart`, `_eager`).
+Where that is not done (a soft cap, a GPU) the library's runs, with two things mended (`_apart`, `_eager`).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _ROOM = 2 << 20
 
 
 def applies(model: Any) -> bool:
-    """Whether the model's attention is what is computed here: full (no sliding window), no soft cap, on a CPU."""
+    """Whether the model's attention is what is computed here: over all keys or a sliding window of them, no soft cap, on a CPU."""
     config = model.config.get_text_config()
-    full = set(group_layers_by_attn_type(config)) == {"full_attention"}
+    known = set(group_layers_by_attn_type(config)) <= {"full_attention", "sliding_attention"}
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    return bool(model.device.type == "cpu" and full and not capped and config._attn_implementation == "sdpa")
+    return bool(model.device.type == "cpu" and known and not capped and config._attn_implementation == "sdpa")
 
 
 def take_over(model: Any, paged: Any) -> None:
@@ -54,28 +55,49 @@ def take_over(model: Any, paged: Any) -> None:
 
 
 class _Plan:
-    """How one forward pass is cut up; made once and used by all its layers.
+    """How one forward pass is cut up for the layers of one kind; made once and used by all of them.
 
-    Places are rows of what holds the keys: the cache's pages, or the new tokens themselves where no request reads from the cache.
-    prompts: (query start, query end, places (K,) or a slice) of requests with several query tokens. Those with one stand in `order` (R,),
-    by their number of keys; decode cuts them into groups of similar length whose keys fit `_ROOM`: the part of `order` (a slice), places
-    (G, K) and additive mask (G, 1, 1, K), None where all have K keys.
+    prompts: (query start, query end, pages of the keys before them (K,), mask (queries, keys)) of requests with several query tokens;
+    pages and mask are None where there is nothing before, or nothing to hide but what is to come. Those with one stand in `order` (R,), by
+    their number of keys; decode cuts them into groups of similar length whose keys fit `_ROOM`: the part of `order` (a slice), places
+    (G, K) and additive mask (G, 1, 1, K), None where all have K keys. Places are pages, or the new tokens themselves where no request
+    of the pass reads from the cache.
     """
 
-    def __init__(self, ends_q: torch.Tensor, ends_k: torch.Tensor, read: torch.Tensor, key: torch.Tensor) -> None:
-        self.key, self.paged = ends_q, read.numel() > 0
-        q, k = ends_q.tolist(), ends_k.tolist()
+    def __init__(self, kwargs: dict[str, Any], allocator: Any, query: torch.Tensor, key: torch.Tensor) -> None:
+        self.key, read = kwargs["cu_seq_lens_q"], kwargs["read_index"][allocator.index]
+        self.paged, window = read.numel() > 0, getattr(allocator, "sliding_window", None)
+        q, k = self.key.tolist(), kwargs["cu_seq_lens_k"][allocator.layer_type].tolist()
         spans = [(q[i], q[i + 1], k[i], k[i + 1]) for i in range(len(q) - 1) if q[i + 1] > q[i]]
         self.covered = sum(span[1] - span[0] for span in spans)
         self.prompts = [
-            (q0, q1, read[k0:k1] if self.paged else slice(k0, k1)) for q0, q1, k0, k1 in spans if q1 - q0 > 1
+            (q0, q1, read[k0 : k1 - (q1 - q0)] if k1 - k0 > q1 - q0 else None, _mask(q1 - q0, k1 - k0, window, query))
+            for q0, q1, k0, k1 in spans
+            if q1 - q0 > 1
         ]
         singles = sorted(((q0, k0, k1 - k0) for q0, q1, k0, k1 in spans if q1 - q0 == 1), key=lambda single: single[2])
-        self.order = torch.tensor([query for query, *_ in singles], device=ends_q.device)
+        self.order = torch.tensor([query for query, *_ in singles], dtype=torch.long, device=query.device)
+        if self.paged and singles:
+            # Where there is a window the library does not say where the new token is read: it means to put it there itself.
+            last = torch.tensor([k0 + count - 1 for _, k0, count in singles], device=query.device)
+            read = read.index_copy(0, last, kwargs["write_index"][allocator.index][self.order].to(read.dtype))
         self.decode = []
         for part in _groups([count for *_, count in singles], _ROOM // (key.shape[1] * key.shape[3] * 4)):
-            at, mask = _padded(singles[part], ends_q.device)
+            at, mask = _padded(singles[part], query.device)
             self.decode.append((part, read[at] if self.paged else at, mask))
+
+
+def _mask(queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
+    """Additive (queries, keys) in the dtype of `like` for the last `queries` of `keys` tokens: what is to come is hidden, and what lies
+    `window` or more behind. None where that is the plain causal mask of as many keys as queries.
+    """
+    slides = window is not None and keys > window
+    if keys == queries and not slides:
+        return None
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=like.device).tril(keys - queries)
+    if slides and window is not None:
+        seen = seen.triu(keys - queries - window + 1)
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
 
 
 def _groups(counts: Sequence[int], room: int) -> list[slice]:
@@ -99,15 +121,16 @@ def _padded(group: Sequence[tuple[int, int, int]], device: torch.device) -> tupl
 
 
 class _Kept(threading.local):
-    """What a generation thread keeps between layers and passes: the plan of the pass, and what keys and values are gathered to, by name.
+    """What a generation thread keeps between layers and passes: the plans of the pass by kind of layer, and what keys and values are
+    gathered to, by name.
 
     New memory costs more than the copy. Each engine has its own thread, and what it keeps goes with it.
     """
 
-    plan: _Plan | None = None
     cache: Any = None  # between a layer's update and its attention
 
     def __init__(self) -> None:
+        self.plans: dict[int, _Plan] = {}
         self._room: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     def room(self, name: str, rows: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -147,33 +170,33 @@ def per_request_attention(
 ) -> tuple[torch.Tensor, None]:
     """query (1, heads, T, d), key and value (1, kv heads, T, d) of the new tokens; returns (1, T, heads, d). Writes the paged cache.
 
-    Each request's keys and values are read from the pages once, straight into the shape that the product needs.
+    Each request's keys and values are read from the pages once, straight into the shape that the product needs: those of prompts before
+    the new ones are written, since in a sliding window these take the places of others that the first tokens of a chunk still see.
     """
     cache = _handed(kwargs)
     if cache is None:
         raise RuntimeError(f"{PER_REQUEST} attends over a paged cache only; use sdpa outside the engine")
-    allocator, ends = cache.layer_to_allocator[module.layer_idx], kwargs["cu_seq_lens_q"]
-    plan, gqa = _kept.plan, query.shape[1] != key.shape[1]
-    if plan is None or plan.key is not ends:
-        read = kwargs["read_index"][allocator.index]
-        plan = _kept.plan = _Plan(ends, kwargs["cu_seq_lens_k"][allocator.layer_type], read, key)
-    # The pages are written first: what a request reads there holds its new tokens too.
+    allocator, gqa = cache.layer_to_allocator[module.layer_idx], query.shape[1] != key.shape[1]
+    plan = _kept.plans.get(allocator.index)
+    if plan is None or plan.key is not kwargs["cu_seq_lens_q"]:
+        plan = _kept.plans[allocator.index] = _Plan(kwargs, allocator, query, key)
     new, pages = tuple(x[0].transpose(0, 1) for x in (key, value)), allocator._kv_token_views[module.layer_idx]
-    for page, states in zip(pages, new, strict=True):
-        page.index_copy_(0, kwargs["write_index"][allocator.index], states)
-    sources = pages if plan.paged else new
-
     # Padding at the end has no answer; it must be a number all the same.
     out = (torch.empty_like if plan.covered == query.shape[2] else torch.zeros_like)(query.transpose(1, 2))
-    for q0, q1, at in plan.prompts:
-        keys, values = (source[at].transpose(0, 1)[None] for source in sources)
-        causal = _causal(q1 - q0, keys.shape[2], query) if keys.shape[2] > q1 - q0 else None  # keys from earlier chunks
+    for q0, q1, before, mask in plan.prompts:
+        keys, values = (
+            states[q0:q1] if before is None else torch.cat([page[before], states[q0:q1]])
+            for states, page in zip(new, pages, strict=True)
+        )
         answer = scaled_dot_product_attention(
-            query[:, :, q0:q1], keys, values,
-            attn_mask=causal, is_causal=causal is None, scale=scaling, enable_gqa=gqa,
+            query[:, :, q0:q1], keys.transpose(0, 1)[None], values.transpose(0, 1)[None],
+            attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa,
         )  # fmt: skip
         out[:, q0:q1] = answer.transpose(1, 2)
+    for page, states in zip(pages, new, strict=True):
+        page.index_copy_(0, kwargs["write_index"][allocator.index], states)
     if plan.decode:
+        sources = pages if plan.paged else new
         # In float32: what torch has for one bfloat16 query takes four times as long, the conversion counted in.
         singles = query[0].index_select(1, plan.order).float().transpose(0, 1)[:, :, None]  # (R, heads, 1, d)
         answers = []
@@ -188,11 +211,6 @@ def per_request_attention(
             )
         out[0].index_copy_(0, plan.order, torch.cat(answers).to(out.dtype))
     return out, None
-
-
-def _causal(queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:
-    """Bottom-right causal mask (queries, keys), boolean."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=like.device).tril(keys - queries)
 
 
 Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]

@@ -83,8 +83,8 @@ class Sink(Protocol):
         An unknown request is our own bug and raises.
         """
 
-    def untouched(self, request_id: str) -> int:
-        """How many of a request's first tokens may be shared with others; 0 if it is unknown."""
+    def untouched(self, request_id: str, window: int | None) -> int:
+        """How many of a request's first tokens may be shared with others; 0 if it is unknown, or if it may have `window` keys or more."""
 
     def named(self, request_id: str, tokens: list[int]) -> list[int]:
         """A request's tokens as sharing is to know them: the same only where keys and values are, other numbers elsewhere."""
@@ -351,13 +351,20 @@ def _share_untouched(processor: Any, sink: Sink, told: Callable[[int], None]) ->
     By itself it would offer what was computed under a policy to any request with the same tokens, and even replace a running request's
     block by an equal one. The sink says how many of a request's first tokens are the unsteered model's (`tables.untouched`), and tells
     tokens apart whose keys are turned by other factors (`rope.Rope.named`). told: is given the tokens that each request takes.
+
+    Layers with a sliding window write the key of position p over that of p − window, so the library shares nothing where there are some.
+    But what never comes to a window's number of keys overwrites none: such requests share here, and no others do. (As many are too many
+    already: with async batching a request may write a key behind its last one.)
     """
     paged, scheduled = processor.cache, processor.scheduler
+    windows = [found for one in paged.cache_allocators.values() if (found := getattr(one, "sliding_window", None))]
+    window = min(windows, default=None)
+    paged.use_prefix_sharing = paged.allow_block_sharing
     search = paged.search_prefix_match
 
     def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
         # One token more than may be taken: the library always leaves the last one that it is shown to be computed.
-        shown = prompt_ids[: sink.untouched(request_id) + 1]
+        shown = prompt_ids[: sink.untouched(request_id, window) + 1]
         taken = int(search(request_id, sink.named(request_id, shown)))
         told(taken)
         return taken
@@ -368,7 +375,7 @@ def _share_untouched(processor: Any, sink: Sink, told: Callable[[int], None]) ->
         # with the step that computed its prompt: with one new token, everybody.
         if scheduled.active_requests.get(state.request_id) is not state:
             return
-        tokens = sink.named(state.request_id, state.initial_tokens[: sink.untouched(state.request_id)])
+        tokens = sink.named(state.request_id, state.initial_tokens[: sink.untouched(state.request_id, window)])
         for name, count in complete_blocks.items():
             paged.cache_allocators[name].mark_complete_blocks(state.request_id, tokens, count)
 

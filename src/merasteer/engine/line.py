@@ -212,10 +212,12 @@ class Line:
             )
         return run
 
-    def untouched(self, request_id: str) -> int:
-        """Tokens at the beginning of a request that may be shared. None of a request that has ended."""
+    def untouched(self, request_id: str, window: int | None) -> int:
+        """Tokens at the beginning of a request that may be shared. None of one that has ended, or may have `window` keys or more."""
         run = self._runs.get(request_id)
-        if run is None or not self._steering.rope.shares(len(run.request.prompt)):
+        if run is None or (window is not None and run.reach >= window):
+            return 0
+        if not self._steering.rope.shares(len(run.request.prompt)):
             return 0
         return untouched(run.request)
 

@@ -1,7 +1,7 @@
 """Choosing the next token per request, reproducibly: temperature, top-k, top-p, then Gumbel noise from a counter-based generator.
 
 The noise is a pure function of (seed, absolute position, token id), so a request draws the same tokens whatever batch it is in,
-and again after its cache was evicted and recomputed. Where graphs are captured shapes are static.
+and again after its cache was evicted and recomputed.
 """
 
 from __future__ import annotations
@@ -53,24 +53,61 @@ def draw(
     """The token that each row (R, V) draws, (R,); the likeliest where its temperature is 0.
 
     temperature, top_k (0: off), top_p (1: off), seed, position: (R,). position is that of the token being chosen. The largest score is
-    subtracted before dividing, so that no temperature is too low. On a CPU what no row asks for is left out.
+    subtracted before dividing, so that no temperature is too low. Tokens are ranked by score, equal ones by number; top-k keeps the
+    first k, top-p of these the fewest that together have p, and never none. Of what is kept the largest sum of score and noise is drawn.
     """
-    vocab, on_cpu = scores.shape[-1], scores.device.type == "cpu"
-    samples = temperature > 0
-    scaled = (scores - scores.amax(-1, keepdim=True)) / torch.where(samples, temperature, 1.0)[:, None]
-    if on_cpu and not bool(((top_k > 0) | (top_p < 1.0)).any()):
-        noisy = scaled + gumbel(seed, position, torch.arange(vocab, device=scores.device))
-        return torch.where(samples, noisy.argmax(-1), scores.argmax(-1))
+    best, samples = scores.argmax(-1), temperature > 0
+    if scores.device.type != "cpu":
+        scaled = (scores - scores.amax(-1, keepdim=True)) / torch.where(samples, temperature, 1.0)[:, None]
+        return torch.where(samples, _by_sorting(scaled, top_k, top_p, seed, position), best)
+    for row in samples.nonzero()[:, 0].tolist():
+        scaled = (scores[row] - scores[row, best[row]]) / temperature[row]
+        best[row] = _by_rejecting(scaled, int(top_k[row]), float(top_p[row]), seed[row, None], position[row, None])
+    return best
+
+
+def _by_sorting(
+    scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, seed: torch.Tensor, position: torch.Tensor
+) -> torch.Tensor:
+    """What rows (R, V) draw, by the definition. Shapes are static: it can be captured."""
     ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(vocab, device=scores.device)[None]
-    ordered = ordered.masked_fill(rank >= torch.where(top_k > 0, top_k, vocab)[:, None], float("-inf"))
+    rank = torch.arange(scaled.shape[-1], device=scaled.device)[None]
+    ordered = ordered.masked_fill(rank >= torch.where(top_k > 0, top_k, scaled.shape[-1])[:, None], float("-inf"))
     probability = ordered.softmax(-1)
     before = probability.cumsum(-1) - probability
     ordered = ordered.masked_fill((before >= top_p[:, None]) & (rank > 0), float("-inf"))
-    kept = int((ordered > float("-inf")).sum(-1).max()) if on_cpu else vocab
-    ordered, order = ordered[:, : max(kept, 1)], order[:, : max(kept, 1)]
-    chosen = order.gather(1, (ordered + gumbel(seed, position, order)).argmax(-1, keepdim=True))[:, 0]
-    return torch.where(samples, chosen, scores.argmax(-1))
+    return order.gather(1, (ordered + gumbel(seed, position, order)).argmax(-1, keepdim=True))[:, 0]
+
+
+def _by_rejecting(
+    scaled: torch.Tensor, top_k: int, top_p: float, seed: torch.Tensor, position: torch.Tensor
+) -> torch.Tensor:
+    """The same of one row (V,), without sorting it: of 128,000 tokens that takes five times as long. seed, position: (1,).
+
+    What has the largest sum among all tokens is drawn if top-k and top-p keep it. If not, they keep none that ranks behind it either:
+    these are taken out, and the next largest is looked at. That halves what is left each time, on average.
+    """
+    tokens, mass = torch.arange(scaled.shape[0]), scaled.exp()
+    total = mass.sum()
+    if 0 < top_k < scaled.shape[0]:
+        first = scaled.topk(top_k, sorted=False).values
+        total, outside = first.exp().sum(), scaled < first.min()
+    elif top_p < 1.0:
+        # All tokens left out have less than 1 − p together: what is kept is among the others.
+        outside = mass < 0.5 * (1.0 - top_p) * total / scaled.shape[0]
+    else:
+        return (scaled + gumbel(seed, position, tokens)[0]).argmax()
+    tokens = (~outside).nonzero()[:, 0]  # never none, not even of numbers that are not finite
+    scaled, mass = scaled[tokens], mass[tokens]
+    noisy = scaled + gumbel(seed, position, tokens)[0]
+    while True:
+        at = int(noisy.argmax())
+        before = scaled > scaled[at]
+        before[:at] |= scaled[:at] == scaled[at]
+        ahead = int(before.sum())
+        if ahead == 0 or ((not 0 < top_k <= ahead) and bool((mass * before).sum() < top_p * total)):
+            return tokens[at]
+        noisy = noisy.masked_fill(~before, float("-inf"))
 
 
 @dataclass(frozen=True, eq=False)

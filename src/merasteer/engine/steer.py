@@ -104,39 +104,41 @@ class Moves:
         def spread(values: torch.Tensor, fill: float) -> torch.Tensor:
             return torch.full(shape, fill, device=values.device).scatter_(2, at, values[..., None])
 
-        excess = rows.bias[:, self.own] - table.logit_alpha[rows.index][:, slot]
+        alpha = table.logit_alpha[rows.index][:, slot]
+        excess = rows.bias[:, self.own] - alpha
         self.offset = spread(excess.masked_fill(~facts.eligible, -float("inf")), -float("inf"))
-        for _, classes in () if rows.laws is None else rows.laws.groups:
-            self.offset[:, :, classes] = rows.bias[:, None, classes]
-        self.strength = None
-        if switches.strength:
-            self.strength = spread(table.strength[rows.index][:, slot] * facts.eligible, 0.0).unbind()
-        self.pull = torch.empty_like(self.offset)
+        self.offset[:, :, rows.own :] = rows.bias[:, None, rows.own :]
+        length = table.strength[rows.index][:, slot] * facts.eligible
+        strength = spread(length, 0.0) if switches.strength else None
+        self.laws = [
+            None if laws is None else laws.of_tokens(self.own, length[i], alpha[i]) for i, laws in enumerate(rows.laws)
+        ]
+        self.pull = torch.zeros_like(self.offset)
         self.size = torch.empty(shape[:2], device=self.offset.device)
-        self._said: list[torch.Tensor] = []
+        self._gates: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # what `TokenLaws.pull_` tells, by layer
         self.z: dict[int, torch.Tensor] = {}
         self.again: dict[int, torch.Tensor] = {}
         self._read = frozenset(rows.layers) if switches.trace else rows.reports
         self._at = at
-        self._by_layer = tuple(zip(self.offset.unbind(), self.pull.unbind(), self.size.unbind(), strict=True))
+        self._by_layer = tuple(
+            (self.offset[i, :, :n], self.pull[i, :, :n], self.size[i], None if strength is None else strength[i, :, :n])
+            for i, n in enumerate(len(step) for *_, step in rows.vectors)
+        )
 
     def move(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (1, T, d), each token moved by its own policy at a layer. Two thin products, never a (T, d) gather."""
         i = self.rows.layers[layer]
-        offset, pull, size = self._by_layer[i]
+        offset, pull, size, strength = self._by_layer[i]
         weight, bias, step = self.rows.vectors[i]
         before = hidden[0].float()
         excess = torch.addmm(offset, before, weight, out=pull)
-        laws, strength = self.rows.laws, None if self.strength is None else self.strength[i]
         if layer in self._read:
             self.z[layer] = torch.addmm(bias, before, weight)
+        laws = self.laws[i]
         if laws is None:
             pull_(excess, strength)
         else:
-            z = self.z.get(layer)
-            if z is None and laws.proportional is not None:
-                z = torch.addmm(bias, before, weight)
-            self._said += laws.pull_(excess, 0.0 if strength is None else strength, z)
+            self._gates[layer] = laws.pull_(excess)
         moved = torch.addmm(before, pull, step, alpha=-1).to(hidden.dtype)
         torch.linalg.vector_norm(before, dim=-1, out=size)
         if layer in self.rows.reports:
@@ -153,29 +155,39 @@ class Moves:
         return values if self.facts.steady else values[self.facts.last]
 
     @cached_property
-    def _reporting(self) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """The own column of each token that chooses, (2, R, 1); and for each report layer whether it is the token's, (R,)."""
+    def _reporting(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each token that chooses: its place among them, its own column, and the place of its report layer, -1 where none, all (R,)."""
         own, report = self.own[self.facts.last], self.table.report[self.facts.slot[self.facts.last]]
-        return own[None, :, None].expand(2, -1, -1), {layer: report == layer for layer in self.again}
+        layer = torch.full_like(own, -1)
+        for place, reported in enumerate(self.again):
+            layer.masked_fill_(report == reported, place)
+        return torch.arange(own.shape[0], device=own.device), own, layer
 
     def reads(self) -> torch.Tensor:
         """z before and behind the step at each request's report layer, at the token that chooses, (2, R); 0 where it has none."""
-        own, layers = self._reporting
-        found = torch.zeros(own.shape[:2], device=own.device)
-        for layer, here in layers.items():
-            both = torch.stack([self._chosen(self.z[layer]), self.again[layer]]).gather(2, own)[..., 0]
-            found = torch.where(here, both, found)
-        return found
+        token, own, layer = self._reporting
+        if not self.again:  # no report layer has a readout
+            return torch.zeros(2, own.shape[0], device=own.device)
+        z = torch.stack([self.z[layer][:, : self.rows.own] for layer in self.again])
+        again = torch.stack([found[:, : self.rows.own] for found in self.again.values()])
+        both = torch.stack([z if self.facts.steady else z[:, self.facts.last], again])
+        return torch.where(layer >= 0, both[:, layer, token, own], 0.0)
 
     def said(self) -> torch.Tensor | None:
         """The label that class readouts say at each token that chooses, (R,), -1 where none does; None where nothing was to say one."""
-        return reduce(torch.maximum, map(self._chosen, self._said)) if self._said else None
+        found = []
+        for layer, (opened, best) in self._gates.items():
+            laws = self.rows.laws[self.rows.layers[layer]]
+            if laws is not None and laws.choosing is not None:
+                says = opened[:, 0] & laws.choosing[self.own]
+                found.append(self._chosen(torch.where(says, best[:, 0], -1)))
+        return reduce(torch.maximum, found) if found else None
 
     def trace(self, shifts: torch.Tensor, out: torch.Tensor) -> None:
         """Writes z before, z after and the shift at the tokens that choose to out (R, all layers, 3), for this hook point's requests."""
         last, index = self.facts.last, self.rows.index
         at = self._at[:, last]
-        z = torch.stack([self.z[layer][last] for layer in self.rows.layers]).gather(2, at)[..., 0]
+        z = torch.stack([self.z[layer][last, : self.rows.own] for layer in self.rows.layers]).gather(2, at)[..., 0]
         after = z - (self.pull[:, last] * self.rows.along[:, None]).sum(-1)  # only the token's own columns pull
         mine = (self.table.report[self.facts.slot[last]] >= 0)[:, None, None]
         new = torch.stack([z, after, shifts[:, last]], dim=-1).transpose(0, 1)
@@ -287,7 +299,8 @@ class Steering:
         report = self.report[: scores.shape[0]]
         self._account(facts, report)
         _spoil(facts, report)
-        said = [found for moves in facts.moves.values() if (found := moves.said()) is not None]
+        choosing = facts.moves.values() if self.switches.choice else ()
+        said = [found for moves in choosing if (found := moves.said()) is not None]
         label = reduce(torch.maximum, said) if said else None
         return self.head.finish(scores, facts.slots_new, facts.position[facts.last], report, self.switches, label)
 

@@ -16,7 +16,7 @@ from merasteer.engine.config import MAX_LABELS, MAX_VARIANTS
 from merasteer.engine.sampling import Draws
 from merasteer.errors import InvalidInput
 from merasteer.method.steering import Laws
-from merasteer.types import ClassReadouts, GenerationRequest, Policy, SteeringVectors
+from merasteer.types import ClassReadouts, GenerationRequest, Law, Policy, SteeringVectors
 
 __all__ = ["NEVER", "OPEN", "Rows", "SlotTable", "VectorTable", "acting_tokens", "moves", "reach", "untouched"]
 
@@ -30,7 +30,8 @@ class Rows:
 
     layers: active layer -> its place in what follows; index (La,) the layers themselves. column (all rows,): a row's place among these,
     0 for the others. vectors: per layer weight (d, P), bias (P,), step (P, d). bias, along, norm (La, P). reports: layers that one reports.
-    laws: of the columns, None where all have the closed form.
+    laws: per layer those of the columns that act there, None where all have the closed form.
+    own: columns that are not class readouts; these come last, and `vectors` leaves them out where a layer has none.
     """
 
     count: int
@@ -42,7 +43,8 @@ class Rows:
     along: torch.Tensor
     norm: torch.Tensor
     reports: frozenset[int]
-    laws: Laws | None
+    laws: tuple[Laws | None, ...]
+    own: int
 
 
 class VectorTable:
@@ -143,22 +145,28 @@ class VectorTable:
         column = torch.zeros(self.weight.shape[1], dtype=torch.long, device=device)
         column[picked] = torch.arange(len(every), device=device)
         weight, bias, step = (table[index][:, picked] for table in (self.weight, self.bias, self.step))
+        laws = tuple(self._laws(layer, wanted, place) for layer in layers)
+        widths = [len(wanted) if one is None or one.classes is None else len(every) for one in laws]
         return Rows(
             count=len(every),
             layers={layer: i for i, layer in enumerate(layers)},
             index=index,
             column=column,
-            vectors=tuple((weight[i].T.contiguous(), bias[i], step[i]) for i in range(len(layers))),
+            vectors=tuple((weight[i, :n].T.contiguous(), bias[i, :n], step[i, :n]) for i, n in enumerate(widths)),
             bias=bias,
             along=self.along[index][:, picked],
             norm=self.norm[index][:, picked],
             reports=frozenset(vectors.report_layer for vectors in resident),
-            laws=Laws.of(
-                [vectors.law for vectors in resident] + ["closed_form"] * (len(every) - len(wanted)),
-                {place[own]: [place[row] for row in self._classes[own]] for own in wanted if own in self._classes},
-                device,
-            ),
+            laws=laws,
+            own=len(wanted),
         )
+
+    def _laws(self, layer: int, wanted: tuple[int, ...], place: Mapping[int, int]) -> Laws | None:
+        """Of a layer's columns. place: row -> its column. What does not act at the layer costs nothing there."""
+        acting = [row for row in wanted if layer in self._vectors[row].active_layers]
+        laws: list[Law] = [self._vectors[row].law if row in acting else "closed_form" for row in wanted]
+        classes = {place[own]: [place[row] for row in self._classes[own]] for own in acting if own in self._classes}
+        return Laws.of(laws, classes, len(place), self.weight.device)
 
     def assign(self, slot: int, row: int, policy: Policy) -> None:
         """Points a slot at a row of vectors, with the request's own α, strength and layers."""

@@ -18,7 +18,7 @@ import torch
 from merasteer.errors import InvalidInput
 from merasteer.types import Law
 
-__all__ = ["Laws", "coefficient", "move", "pull_", "readout", "unit_step"]
+__all__ = ["Laws", "TokenLaws", "coefficient", "move", "pull_", "readout", "unit_step"]
 
 
 def unit_step(weight: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
@@ -63,56 +63,98 @@ def pull_(excess: torch.Tensor, strength: torch.Tensor | float | None = None) ->
 
 @dataclass(frozen=True, eq=False)
 class Laws:
-    """What the P columns of a product do where their gate opens, some otherwise than by the closed form (docs/method.md, steps that act).
+    """What the P columns of a product at one layer do where their gate opens, some otherwise than by the closed form (docs/method.md,
+    steps that act).
 
-    gated (P,): moves by its strength, and not at all where the gate is shut. proportional (P,): by strength · σ(z); None where no column
-    does. groups: column -> the columns of its class readouts, of which the largest moves in its place. choosing: those of the groups whose
-    largest class is the label.
+    gated (P,): moves by its strength, and not at all where the gate is shut. proportional (P,): by strength · σ(z). classes (P, C):
+    the columns of its class readouts, of which the largest moves in its place; of a column without, its own, C times. choosing (P,):
+    the largest class is the label. None where no column does.
     """
 
     gated: torch.Tensor
     proportional: torch.Tensor | None
-    groups: tuple[tuple[int, torch.Tensor], ...]
-    choosing: frozenset[int]
+    classes: torch.Tensor | None
+    choosing: torch.Tensor | None
 
     @classmethod
     def of(
-        cls, laws: Sequence[Law], groups: Mapping[int, Sequence[int]], device: torch.device | str = "cpu"
+        cls,
+        laws: Sequence[Law],
+        groups: Mapping[int, Sequence[int]],
+        columns: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> Laws | None:
-        """laws: by column; groups: see above. None where nothing but the closed form is asked for."""
+        """laws: of the first columns, those that are some policy's own; columns: how many there are in all (None: no more).
+        groups: column -> the columns of its class readouts. None where nothing but the closed form is asked for.
+        """
         if not groups and set(laws) <= {"closed_form"}:
             return None
-        proportional = torch.tensor([law == "proportional" for law in laws], device=device)
-        return cls(
-            torch.tensor([law != "closed_form" for law in laws], device=device),
-            proportional if "proportional" in laws else None,
-            tuple((own, torch.tensor(classes, device=device)) for own, classes in groups.items()),
-            frozenset(own for own in groups if laws[own] == "label_probe"),
+        count = len(laws) if columns is None else columns
+
+        def those(held: Law) -> torch.Tensor | None:
+            marked = [i < len(laws) and laws[i] == held for i in range(count)]
+            return torch.tensor(marked, device=device) if any(marked) else None
+
+        widest = max(map(len, groups.values()), default=0)
+        rows = [
+            (list(groups.get(i, [i])) * widest)[:widest] for i in range(count)
+        ]  # the largest of equal ones is the first
+        gated = torch.tensor([i < len(laws) and laws[i] != "closed_form" for i in range(count)], device=device)
+        classes = torch.tensor(rows, device=device) if groups else None
+        return cls(gated, those("proportional"), classes, those("label_probe"))
+
+    def of_tokens(self, own: torch.Tensor, strength: torch.Tensor, logit_alpha: torch.Tensor) -> TokenLaws:
+        """The same by token: own (T,), the column of each; strength and logit_alpha (T,), what its policy says at this layer."""
+        gated, shift, strength = self.gated[own], None, strength[:, None]
+        if self.proportional is not None:
+            scaled = self.proportional[own] & logit_alpha.isfinite()
+            shift = torch.where(scaled, logit_alpha, _CERTAIN)[:, None]
+        return TokenLaws(
+            own[:, None] if self.classes is None else torch.cat([own[:, None], self.classes[own]], 1),
+            strength,
+            (~gated).float()[:, None],
+            strength.masked_fill(gated[:, None], 0.0),
+            shift,
         )
 
-    def pull_(self, excess: torch.Tensor, strength: torch.Tensor | float, z: torch.Tensor | None) -> list[torch.Tensor]:
+
+_CERTAIN = 1e30  # σ of it is 1, and an excess of -inf stays so beside it
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLaws:
+    """`Laws` of T tokens: columns (T, 1 + C), the own one and its classes'; length (the strength), closed (1 or 0), shut (what is moved
+    where the gate is) and shift (z − excess where proportional), all (T, 1). Made once for all passes over the same requests' next tokens.
+    """
+
+    columns: torch.Tensor
+    length: torch.Tensor
+    closed: torch.Tensor
+    shut: torch.Tensor
+    shift: torch.Tensor | None
+
+    def pull_(self, excess: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Overwrites the excess z − logit α (T, P) with how far each token goes against the step of each column. Branch-free.
 
-        In the columns of class readouts the excess is their score. strength (T, P); z (T, P) is read where a column is proportional.
-        Returns, for each column whose class readouts say the label, the largest class of each token, (T,), -1 where the gate is shut.
-        Scores that are not finite make what they would decide NaN.
+        In the columns of class readouts the excess is their score; a largest one that is not finite makes what it decides NaN. Returns
+        whether each token's gate is open and which of its classes is the largest, both (T, 1).
+
+        One length per token, put into one column: between two layers the number of operations is what costs, not their size.
         """
-        length = strength + torch.zeros_like(excess)
-        if self.proportional is not None and z is not None:
-            length = torch.where(self.proportional, length * z.sigmoid(), length)
-        scores = [excess[:, classes] for _, classes in self.groups]
-        opened = excess > 0
-        pull = torch.where(self.gated, length * opened, excess.clamp(min=0.0) + strength)
-        labels = []
-        for (own, classes), found in zip(self.groups, scores, strict=True):
-            best = found.argmax(-1)
-            mine = torch.nn.functional.one_hot(best, found.shape[-1]) * pull[:, own, None]
-            pull[:, classes] = mine + torch.where(opened[:, own, None], (found * 0).sum(-1, keepdim=True), 0.0)
-            pull[:, own] = 0.0
-            if own in self.choosing:
-                labels.append(torch.where(opened[:, own], best, -1))
-        excess.copy_(pull)
-        return labels
+        found = excess.gather(1, self.columns)
+        over, length = found[:, :1], self.length
+        opened = over > 0
+        if self.shift is not None:
+            length = length * (over + self.shift).sigmoid_()
+        if found.shape[1] > 1:
+            top, best = found[:, 1:].max(-1, keepdim=True)
+            at = self.columns[:, 1:].gather(1, best)
+        else:
+            top, best, at = over, opened, self.columns
+        # What has the closed form has no classes: top is its excess. Elsewhere only what is not finite is left of it.
+        amount = torch.where(opened, torch.addcmul(length, top, self.closed), self.shut)
+        excess.zero_().scatter_(1, at, amount)
+        return opened, best
 
 
 def move(hidden: torch.Tensor, amount: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
