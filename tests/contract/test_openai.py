@@ -179,7 +179,7 @@ def test_a_chat_template_that_is_broken_is_told_as_the_models_fault(
 ) -> None:
     every = "{{ raise_exception('never ' + messages[0]['content']) }}"
     monkeypatch.setattr(serving.engine.loaded.tokenizer, "chat_template", every)
-    with pytest.raises(openai.BadRequestError, match="chat template is broken .* not in the request") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"chat template is broken .* not in the request") as caught:
         ai.chat.completions.create(model=MODEL, messages=CHAT)
     assert "holiday" not in caught.value.message
 

@@ -10,7 +10,7 @@ from mera_server.vectors import baseline
 from merasteer.types import Artifact
 
 WEIGHT = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 2.0]])
-STEERING: dict[str, Any] = {"hook_point": "residual", "report_layer": 0}
+STEERING: dict[str, Any] = {"hook_point": "residual", "direction": "euclidean", "report_layer": 0}
 
 
 def artifact(contrastive: torch.Tensor | None) -> Artifact:

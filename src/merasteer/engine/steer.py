@@ -113,7 +113,7 @@ class Moves:
             self.strength = spread(table.strength[rows.index][:, slot] * facts.eligible, 0.0).unbind()
         self.pull = torch.empty_like(self.offset)
         self.size = torch.empty(shape[:2], device=self.offset.device)
-        self._said: list[torch.Tensor] = []
+        self._said: dict[int, list[torch.Tensor]] = {}
         self.z: dict[int, torch.Tensor] = {}
         self.again: dict[int, torch.Tensor] = {}
         self._read = frozenset(rows.layers) if switches.trace else rows.reports
@@ -136,7 +136,7 @@ class Moves:
             z = self.z.get(layer)
             if z is None and laws.proportional is not None:
                 z = torch.addmm(bias, before, weight)
-            self._said += laws.pull_(excess, 0.0 if strength is None else strength, z)
+            self._said[layer] = laws.pull_(excess, 0.0 if strength is None else strength, z)
         moved = torch.addmm(before, pull, step, alpha=-1).to(hidden.dtype)
         torch.linalg.vector_norm(before, dim=-1, out=size)
         if layer in self.rows.reports:
@@ -169,7 +169,8 @@ class Moves:
 
     def said(self) -> torch.Tensor | None:
         """The label that class readouts say at each token that chooses, (R,), -1 where none does; None where nothing was to say one."""
-        return reduce(torch.maximum, map(self._chosen, self._said)) if self._said else None
+        found = [self._chosen(labels) for layer in self._said.values() for labels in layer]
+        return reduce(torch.maximum, found) if found else None
 
     def trace(self, shifts: torch.Tensor, out: torch.Tensor) -> None:
         """Writes z before, z after and the shift at the tokens that choose to out (R, all layers, 3), for this hook point's requests."""
@@ -287,9 +288,13 @@ class Steering:
         report = self.report[: scores.shape[0]]
         self._account(facts, report)
         _spoil(facts, report)
-        said = [found for moves in facts.moves.values() if (found := moves.said()) is not None]
-        label = reduce(torch.maximum, said) if said else None
+        label = self._said(facts) if self.switches.choice else None
         return self.head.finish(scores, facts.slots_new, facts.position[facts.last], report, self.switches, label)
+
+    def _said(self, facts: Facts) -> torch.Tensor | None:
+        """See `Moves.said`, of all hook points: no token has vectors at two of them."""
+        said = [found for moves in facts.moves.values() if (found := moves.said()) is not None]
+        return reduce(torch.maximum, said) if said else None
 
     def _account(self, facts: Facts, report: torch.Tensor) -> None:
         """Writes counts (batch order) and reads (order of new tokens) to the report, and the trace."""

@@ -102,7 +102,7 @@ class Laws:
             length = torch.where(self.proportional, length * z.sigmoid(), length)
         scores = [excess[:, classes] for _, classes in self.groups]
         opened = excess > 0
-        pull = torch.where(self.gated, length * opened, excess.clamp(min=0.0) + strength)
+        pull = torch.where(self.gated, torch.where(opened, length, 0.0), excess.clamp(min=0.0) + strength)
         labels = []
         for (own, classes), found in zip(self.groups, scores, strict=True):
             best = found.argmax(-1)

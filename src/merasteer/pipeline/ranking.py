@@ -53,7 +53,7 @@ class Ranking:
         self._asker.fill(f"{title}, first", candidates, now, found, self._bars)
         later = [flags & ~early for flags, early in zip(wanted, first, strict=True)]
         for one, flags, early, what in zip(candidates, later, first, found, strict=True):
-            if flags.any() and one.bias is None and not self._changes(what, early):
+            if flags.any() and one.method == "mera" and not self._changes(what, early):
                 self.dropped.add(key_of(one))
                 flags[:] = False
         self._asker.fill(title, candidates, later, found, self._bars)
