@@ -92,7 +92,7 @@ class Watch:
     def _off_by(self, probe: Probe, answers: Sequence[Generation]) -> str | None:
         if probe.canaries is None:
             return None
-        return probe.canaries.off(read([one.tokens for one in probe.canaries.prompts], answers))
+        return probe.canaries.off(read(probe.correction, [one.tokens for one in probe.canaries.prompts], answers))
 
     def _tell(self, probe: Probe, off: str | None) -> None:
         told = None if off is None else f"the model does not behave as tested: {off}"

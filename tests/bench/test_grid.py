@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -214,3 +215,29 @@ def test_unknown_names_are_told_with_the_known_ones() -> None:
         chosen_methods(["none"], "original")
     with pytest.raises(InvalidInput, match="answer positions: 'first'"):
         Grid.of(["a"], ["sms_spam"], chosen_methods(["none"]), Path("out"), OPTIONS, positions=["first"])
+
+
+def test_rows_that_differ_only_in_what_may_be_chosen_share_one_fit(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with what another row has no candidate for; another direction, or layer, is fit by itself."""
+    fitted: list[Any] = []
+    measured: list[Any] = []
+    for module, name, kept in (("run", "fit", fitted), ("fit", "gradients", measured)):
+        real = getattr(sys.modules[f"merasteer.pipeline.{module}"], name)
+
+        def counted(job: Any, *rest: Any, real: Any = real, kept: list[Any] = kept) -> Any:
+            kept.append(job.options)
+            return real(job, *rest)
+
+        monkeypatch.setattr(sys.modules[f"merasteer.pipeline.{module}"], name, counted)
+    names = ["mera", "logit_bias", "label_probe", "mera+bias", "certified-best"]
+    shared = replace(grid, methods=tuple(chosen_methods(names)))
+    cells = bench(shared)
+    assert [cell["status"] for cell in cells] == ["done"] * len(names), [cell["error"] for cell in cells]
+    assert (len(fitted), len(measured)) == (1, 1)
+    by = {cell["method"]: {row["method"] for row in cell["curve"]} for cell in cells}
+    assert by["mera"] == {"mera"}
+    assert by["logit_bias"] == {"logit_bias"}
+    assert by["label_probe"] == {"label_probe"}
+    assert by["certified-best"] == {"mera", "logit_bias", "mera+bias", "label_probe"}
+    bench(replace(shared, methods=tuple(chosen_methods(["gradient", "mera-best-euclidean", "mera"]))))
+    assert [one.directions for one in fitted[1:]] == [("euclidean",), ("gradient",)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -89,8 +90,8 @@ def measure(draft: Path, folder: Path) -> None:
             manifest = {
                 key: value for key, value in artifact.manifest.items() if key not in ("schema", "digest", "files")
             }
-            held = {name: getattr(artifact, name) for name in ("weight", "bias", "step", "contrastive", "label_bias")}
-            tensors = {name: tensor for name, tensor in held.items() if tensor is not None}
+            held = {one.name: getattr(artifact, one.name) for one in dataclasses.fields(artifact)}
+            tensors = {name: tensor for name, tensor in held.items() if isinstance(tensor, torch.Tensor)}
             store.publish(folder, manifest=manifest, calibration=calibration, tensors=tensors)
 
 

@@ -25,7 +25,7 @@ PROMPTS = [tuple((17 * i + 5 * j) % 290 + 1 for j in range(6 + 4 * i)) for i in 
 
 
 def found_by(engine: Engine, task: ServedTask = TASK, correction: Correction = CORRECTION) -> list[Canary]:
-    return read(PROMPTS, [one.result(60) for one in engine.submit_all(asked(task, correction, PROMPTS))])
+    return read(correction, PROMPTS, [one.result(60) for one in engine.submit_all(asked(task, correction, PROMPTS))])
 
 
 def alone(engine: Engine) -> list[Canary]:
@@ -33,7 +33,7 @@ def alone(engine: Engine) -> list[Canary]:
         canary
         for tokens in PROMPTS
         for canary in read(
-            [tokens], [engine.submit(one).result(60) for one in asked(TASK, CORRECTION, [tokens])]
+            CORRECTION, [tokens], [engine.submit(one).result(60) for one in asked(TASK, CORRECTION, [tokens])]
         )
     ]  # fmt: skip
 
@@ -200,3 +200,43 @@ def test_another_label_is_off_unless_it_was_a_near_thing() -> None:
     assert canaries.off([clear, replace(near, label=1)]) is None
     assert canaries.off([replace(clear, label=1), near]) == "canary 1 is answered with another label"
     assert canaries.off([replace(clear, label=None), near]) == "canary 1 is answered with another label"
+
+
+def test_a_prompt_at_a_gate_may_fall_on_its_other_side() -> None:
+    """A last bit decides there, and a step of given length comes all at once: neither a spread, nor another model."""
+    near, moved = replace(canary(), gate=1e-5), replace(canary(), corrected=(-3.0, -0.05), label=1)
+    canaries = Canaries.of([near], [replace(moved, gate=1e-5)], "float32")
+    assert canaries.tolerance == LEAST["float32"]
+    assert canaries.off([replace(moved, gate=1e-5)]) is None
+    assert canaries.off([replace(canary(1.25), gate=1e-5)]) == "canary 1 is off by 0.25 (tolerance 0.001)"
+    assert "is off by 2.9" in (canaries.off([replace(moved, gate=0.1)]) or "")
+
+
+@pytest.mark.parametrize(("law", "strength"), [("gated", 0.5), ("proportional", 0.8), ("label_probe", 0.0)])
+def test_what_acts_behind_a_gate_is_watched_and_its_gate_is_known(
+    make_tiny: Any, make_acting: Any, law: str, strength: float
+) -> None:
+    """What is no change passes, another step or readout is caught, and a label need not be the likeliest."""
+    loaded = make_tiny("llama")
+    labels = {"labels": 3} if law == "label_probe" else {}
+    vectors = make_acting(3, "residual", law, layers=(1,), **labels)
+    other = replace(vectors, step=-vectors.step)
+    if vectors.classes is not None:
+        other = replace(vectors, classes=replace(vectors.classes, weight=-vectors.classes.weight))
+    own = Correction("label_probe" if law == "label_probe" else "mera", "a", 0.3, strength)
+    task = replace(TASK, variants=(((7,), (8,)), ((9,),), ((11,), (12,))))
+    with Engine(loaded, CONFIG) as engine:
+        engine.register("a", vectors)
+        found = found_by(engine, task, own)
+        canaries = Canaries.of(found, found_by(engine, task, own), loaded.dtype)
+        assert canaries.tolerance == LEAST["float32"]
+        assert canaries.off(found_by(engine, task, own)) is None
+        z = [one.z[1] for one in found]
+        assert [one.gate for one in found] == pytest.approx([abs(at - math.log(0.3 / 0.7)) for at in z], abs=1e-3)
+        at_the_gate = replace(own, alpha=1 / (1 + math.exp(-z[0])))
+        assert found_by(engine, task, at_the_gate)[0].gate < LEAST["float32"]
+        likeliest = [max(range(3), key=one.corrected.__getitem__) for one in found]
+        assert ([one.label for one in found] != likeliest) == (law == "label_probe")
+        engine.unregister("a")
+        engine.register("a", other)
+        assert canaries.off(found_by(engine, task, own)) is not None

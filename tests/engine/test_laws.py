@@ -4,12 +4,14 @@ implementation.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from merasteer.engine import Engine, EngineConfig
 from merasteer.engine.layers import family_of
-from merasteer.errors import InvalidInput
+from merasteer.errors import InvalidInput, NonFinite
 from merasteer.method.steering import Laws
 from merasteer.types import ClassReadouts, GenerationRequest, LabelChoice, Policy, SteeringVectors
 
@@ -166,3 +168,54 @@ def test_a_token_without_a_threshold_is_never_moved_nor_spoilt():
     assert torch.allclose(
         excess, torch.tensor([[0.0] * 4, [0.5 * torch.tensor(0.5).sigmoid(), 0, 0, 0], [0.0] * 4, [0.0] * 4])
     )
+
+
+@pytest.mark.parametrize("law", ["gated", "proportional"])
+def test_readouts_and_steps_that_overflow_leave_neighbours_as_they_are(llama, prompts, make_acting, law):
+    """What of them is multiplied by nothing must not be infinite: tokens, counts and trace of the neighbour are as without them."""
+    plain, rows = make_acting(3, "residual", law), torch.zeros(4, 1)
+    signs = plain.weight.sign()
+    broken = replace(plain, weight=signs * 3e38, step=signs * 3e38)
+    apart = replace(plain, weight=signs * 3e38, bias=rows[:, 0], step=signs * 1e30)
+    request = GenerationRequest(prompts[0], 3, Policy("fine", 0.3, 0.5), trace=True)
+    with Engine(llama, EngineConfig()) as engine:
+        for key, vectors in {"fine": make_acting(4, "residual", law), "broken": broken, "apart": apart}.items():
+            engine.register(key, vectors)
+        alone = engine.submit(request).result(60)
+        with engine.held():
+            failing = [engine.submit(GenerationRequest(prompts[1], 3, Policy(key, 0.3))) for key in ("broken", "apart")]
+            beside = engine.submit(request)
+        found = beside.result(60)
+        assert found.tokens == alone.tokens
+        assert found.steering.steered_cells == alone.steering.steered_cells > 0
+        assert found.steering.mean_shift == pytest.approx(alone.steering.mean_shift, rel=1e-4)
+        for one, two in zip(found.trace, alone.trace, strict=True):
+            assert one.after == pytest.approx(two.after, abs=1e-5)
+        assert all(isinstance(one.exception(60), NonFinite) for one in failing)
+
+
+@pytest.mark.parametrize("choice", [LabelChoice((((5,),), ((7,),))), None], ids=["fewer labels", "none"])
+def test_a_label_probe_says_no_label_that_the_request_lacks(llama, prompts, make_acting, choice):
+    """It would end the generation of all: it is refused before, and its readouts may still be read."""
+    with Engine(llama, EngineConfig()) as engine:
+        engine.register("probe", make_acting(3, "residual", "label_probe", layers=(2,), labels=3))
+        with pytest.raises(InvalidInput, match="policy: 'probe' is a label probe of 3 classes"):
+            engine.submit(GenerationRequest(prompts[0], 1, Policy("probe", 1e-6), choice=choice))
+        watched = engine.submit(GenerationRequest(prompts[0], 1, Policy("probe"), choice=choice)).result(60)
+        assert watched.predicted_error is not None
+        assert (watched.answer is None) or watched.answer.by == "model"
+
+
+def test_what_a_pass_said_is_not_kept_for_the_next(llama, prompts, make_acting):
+    """Behind the label one token follows the other in passes that share what they know of their requests."""
+    kept = []
+    with Engine(llama, EngineConfig()) as engine:
+        engine.register("probe", make_acting(3, "residual", "label_probe", layers=(2,), labels=3))
+
+        def look(_token):
+            moves = engine._steering._facts.moves["residual"]
+            kept.append(len(moves._gates))
+
+        request = GenerationRequest(prompts[0], 12, Policy("probe", 1e-6), choice=CHOICE)
+        assert engine.submit_all([request], [look])[0].result(60).answer.by == "label_probe"
+    assert kept == [1] * 12

@@ -92,6 +92,7 @@ def in_words_of(body: CompletionBody | ChatBody, field: str, error: MeraError) -
     """The error of a plan or of the engine, naming the fields of `body`; `field` is what it calls the prompt."""
     said = str(native(0, error))
     said = said.replace("parameters.max_new_tokens", body.budget[0]).replace("max_new_tokens", body.budget[0])
+    said = said.removeprefix("parameters.")  # all others have the same name at the top
     return type(error)(f"{field}{said.removeprefix('inputs')}" if said.startswith("inputs: ") else said)
 
 

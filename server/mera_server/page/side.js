@@ -100,7 +100,8 @@ class Side {
   summary() {
     if (!this.mera) return this.badge.textContent;
     const label = this.mera.answer?.label;
-    const chance = label ? `${label} (${percent(this.mera.answer.probabilities[label])})` : "no label";
+    const by = this.mera.answer?.by === "label_probe" ? "a label probe; the model: " : "";
+    const chance = label ? `${label} (${by}${percent(this.mera.answer.probabilities[label])})` : "no label";
     return this.mera.answer ? chance : DECISIONS[this.mera.decision].toLowerCase();
   }
 }

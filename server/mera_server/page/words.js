@@ -39,9 +39,13 @@ function decisionWords(mera) {
   if (mera.decision === "off") return "As asked, nothing was steered.";
   const { tokens, steered_tokens: moved, cells, steered_cells: movedCells, mean_shift: mean } = mera.steering;
   const bias = mera.method.includes("bias") ? " The labels were weighted where the answer was chosen." : "";
+  if (mera.answer?.by === "label_probe") {
+    const same = mera.decision === "not_needed" ? "which is what the model says" : "which is not what the model says";
+    return `The predicted error was above α = ${alphaShort(mera.alpha)}: the label is the one that a probe reads off the activations, ${same}. No activation was moved.`;
+  }
   if (mera.decision === "not_needed") return `The predicted error was never above α = ${alphaShort(mera.alpha)}: nothing had to be moved.`;
   if (movedCells === 0) return `No activation was moved.${bias}`;
-  const aim = mera.alpha === null ? "" : `, so that the predicted error is at most α = ${alphaShort(mera.alpha)}`;
+  const aim = mera.alpha === null ? "" : `, the predicted error being above α = ${alphaShort(mera.alpha)}`;
   return `At ${moved} of ${tokens} positions something was moved${aim}: ${movedCells} of ${cells} cells, ` +
     `on average by ${short(mean)} of their length.${bias}`;
 }

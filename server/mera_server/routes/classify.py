@@ -46,7 +46,7 @@ def router(runtime: Runtime) -> APIRouter:
         "/classify/{task}", response_model=list[list[LabelReply]], responses=ERRORS, openapi_extra=takes(LabelsBody)
     )
     async def labels(task: str, request: Request) -> Response:
-        """The labels of a task with their shares, the likeliest first, as Hugging Face's `text_classification` reads them."""
+        """The labels of a task with their shares, the answer first, as Hugging Face's `text_classification` reads them."""
         body = _parse(LabelsBody, await request.body())
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         asked = ClassifyBody(task=task, inputs=inputs, steering=body.steering)
@@ -118,10 +118,16 @@ def _reply(task: str, found: list[Finished]) -> ClassifyReply:
 
 
 def _shares(one: Finished) -> list[LabelReply]:
-    """The labels of one answer, the likeliest first; none where nothing was chosen."""
-    shares = {} if one.mera.answer is None else one.mera.answer.probabilities
-    found = [LabelReply(label=label, score=share) for label, share in shares.items()]
-    return sorted(found, key=lambda label: -label.score)
+    """The labels of one answer, the one that was chosen first and then the likeliest; none where nothing was chosen.
+
+    Chosen is the likeliest, unless a label probe said another or, of a free answer, none.
+    """
+    answer = one.mera.answer
+    if answer is None:
+        return []
+    said = answer.label if answer.by == "label_probe" else None
+    found = [LabelReply(label=label, score=share) for label, share in answer.probabilities.items()]
+    return sorted(found, key=lambda label: (label.label != said, -label.score))
 
 
 def _json(labels: list[list[LabelReply]]) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from merasteer.types import Correction, Generation, GenerationRequest, ServedTask, Tokens
@@ -22,17 +22,24 @@ _FAR = 30.0  # σ says nothing of a z further out
 
 @dataclass(frozen=True)
 class Canary:
-    """One prompt as token ids, and what was found. z: of every layer with a readout. label: class index, None where none was said."""
+    """One prompt as token ids, and what was found. z: of every layer with a readout. label: class index, None where none was said.
+
+    gate: how near to logit α the corrected pass came at a gate that opens all at once; not among what is kept.
+    """
 
     tokens: Tokens
     z: tuple[float, ...]
     log_q: tuple[float, ...]
     corrected: tuple[float, ...]
     label: int | None
+    gate: float = field(default=math.inf, compare=False)
 
-    def apart(self, other: Canary) -> float:
-        """The largest difference between two of the same prompt; infinite where they do not have the same numbers."""
-        pairs = [(self.z, other.z), (self.log_q, other.log_q), (self.corrected, other.corrected)]
+    def apart(self, other: Canary, *, corrected: bool = True) -> float:
+        """The largest difference between two of the same prompt; infinite where they do not have the same numbers.
+
+        corrected: whether what the correction made of it counts.
+        """
+        pairs = [(self.z, other.z), (self.log_q, other.log_q), *([(self.corrected, other.corrected)] * corrected)]
         if any(len(one) != len(two) for one, two in pairs):
             return math.inf
         found = [abs(a - b) for one, two in pairs for a, b in zip(one, two, strict=True)]
@@ -54,9 +61,14 @@ class Canaries:
 
     @classmethod
     def of(cls, alone: Sequence[Canary], together: Sequence[Canary], dtype: str) -> Canaries:
-        """Measured twice, one at a time and in company: the tolerance follows from what differs between the two."""
-        spread = max(one.apart(two) for one, two in zip(alone, together, strict=True))
-        return cls(max(SPREAD * spread, LEAST[dtype]), tuple(alone))
+        """Measured twice, one at a time and in company: the tolerance follows from what differs between the two.
+
+        Where a gate is a near thing a last bit opens or shuts it, and what then differs is no spread.
+        """
+        least = LEAST[dtype]
+        pairs = zip(alone, together, strict=True)
+        spread = max(one.apart(two, corrected=min(one.gate, two.gate) > least) for one, two in pairs)
+        return cls(max(SPREAD * spread, least), tuple(alone))
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Canaries:
@@ -67,33 +79,56 @@ class Canaries:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for calibration.json."""
-        return {"tolerance": self.tolerance, "prompts": [asdict(one) for one in self.prompts]}
+        kept = [{name: value for name, value in asdict(one).items() if name != "gate"} for one in self.prompts]
+        return {"tolerance": self.tolerance, "prompts": kept}
 
     def off(self, found: Sequence[Canary]) -> str | None:
-        """In what the numbers found here are not those that were certified, one phrase; None where all are within the tolerance."""
+        """In what the numbers found here are not those that were certified, one phrase; None where all are within the tolerance.
+
+        A prompt that comes within the tolerance of a gate here may have been on its other side: its corrected numbers say nothing.
+        """
         for number, (tested, here) in enumerate(zip(self.prompts, found, strict=True), 1):
-            apart = tested.apart(here)
+            clear = here.gate > self.tolerance
+            apart = tested.apart(here, corrected=clear)
             if not apart <= self.tolerance:
                 return f"canary {number} is off by {apart:.3g} (tolerance {self.tolerance:.3g})"
-            if tested.label != here.label and tested.margin > self.tolerance:
+            if clear and tested.label != here.label and tested.margin > self.tolerance:
                 return f"canary {number} is answered with another label"
         return None
 
 
 def asked(task: ServedTask, correction: Correction, prompts: Iterable[Tokens]) -> list[GenerationRequest]:
-    """Two requests for each prompt: unsteered, with the readouts read at every layer, and corrected."""
+    """Two requests for each prompt: unsteered, and corrected, with the readouts read at every layer."""
     ways = (correction.watching(), correction)
-    return [way.request(task, tokens, trace=way is ways[0]) for tokens in prompts for way in ways]
+    return [way.request(task, tokens, trace=True) for tokens in prompts for way in ways]
 
 
-def read(prompts: Iterable[Tokens], answers: Sequence[Generation]) -> list[Canary]:
+def read(correction: Correction, prompts: Iterable[Tokens], answers: Sequence[Generation]) -> list[Canary]:
     """What the answers to `asked` say. z is 0 at layers without a readout."""
     found = []
     for tokens, watched, corrected in zip(prompts, answers[::2], answers[1::2], strict=True):
         before = () if not watched.trace else watched.trace[0].before
         label = None if corrected.answer is None else corrected.answer.label
-        found.append(Canary(tokens, tuple(map(_logit, before)), _log_q(watched), _log_q(corrected), label))
+        found.append(
+            Canary(
+                tokens,
+                tuple(map(_logit, before)),
+                _log_q(watched),
+                _log_q(corrected),
+                label,
+                _gate(correction, corrected),
+            )
+        )
     return found
+
+
+def _gate(correction: Correction, answer: Generation) -> float:
+    """|z − logit α| where it is least, over layers and tokens; infinite where the correction grows from nothing behind its gate."""
+    if correction.alpha is None or not (correction.strength or correction.method == "label_probe"):
+        return math.inf
+    here = _logit(correction.alpha)
+    read = (p for token in answer.trace or () for p in token.before if p != 0.5)  # there is no readout
+    return min((abs(_logit(p) - here) for p in read), default=math.inf)
 
 
 def _log_q(answer: Generation) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from merasteer.engine.tables import VectorTable, movable_layers
+from merasteer.engine.tables import VectorTable, movable_layers, moves
 from merasteer.errors import InvalidInput
 from merasteer.types import GenerationRequest, HookPoint, SteeringVectors
 
@@ -70,6 +70,7 @@ class Residents:
         if resident is None:
             raise InvalidInput(f"policy: no steering vectors are registered as {request.policy.vectors!r}")
         movable_layers(resident.vectors, request.policy)
+        _check_classes(resident.vectors, request)
         return resident
 
     def use(self, resident: Resident | None) -> None:
@@ -93,3 +94,15 @@ class Residents:
         while self._changes:
             resident, vectors = self._changes.popleft()
             self._tables[resident.hook_point].write(resident.rows, vectors)
+
+
+def _check_classes(vectors: SteeringVectors, request: GenerationRequest) -> None:
+    """Raises InvalidInput where a label probe would say a label that the request does not have."""
+    if vectors.law != "label_probe" or vectors.classes is None or request.policy is None or not moves(request.policy):
+        return
+    said, labels = vectors.classes.weight.shape[1], 0 if request.choice is None else len(request.choice.variants)
+    if said != labels:
+        raise InvalidInput(
+            f"policy: {request.policy.vectors!r} is a label probe of {said} classes, and the request chooses among {labels} labels; "
+            "give a choice among as many"
+        )

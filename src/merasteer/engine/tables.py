@@ -108,8 +108,8 @@ class VectorTable:
             # An idle layer reads as 0 whatever its bias, also where another row makes the layer active.
             idle = vectors.weight.abs().sum(-1) == 0
             self.bias[:, row] = vectors.bias.masked_fill(idle, 0.0).to(self.bias)
-            self.along[:, row] = (vectors.weight * vectors.step).sum(-1).to(self.along)
-            self.norm[:, row] = vectors.step.norm(dim=-1).to(self.norm)
+            self.along[:, row] = _finite((vectors.weight.double() * vectors.step.double()).sum(-1)).to(self.along)
+            self.norm[:, row] = _finite(vectors.step.double().norm(dim=-1)).to(self.norm)
             self._vectors[row] = vectors
             if vectors.classes is not None:
                 self._classes[row] = tuple(classes)
@@ -121,8 +121,9 @@ class VectorTable:
             at = layer, list(rows)
             self.weight[at], self.bias[at] = classes.weight[i].to(self.weight), classes.bias[i].to(self.bias)
             self.step[at] = classes.step[i].to(self.step)
-            self.along[at] = (classes.step[i] @ vectors.weight[layer]).to(self.along)
-            self.norm[at] = classes.step[i].norm(dim=-1).to(self.norm)
+            step = classes.step[i].double()
+            self.along[at] = _finite(step @ vectors.weight[layer].double()).to(self.along)
+            self.norm[at] = _finite(step.norm(dim=-1)).to(self.norm)
 
     def _refresh(self) -> None:
         self.active = frozenset(layer for vectors in self._vectors.values() for layer in vectors.active_layers)
@@ -188,6 +189,12 @@ class VectorTable:
         self.report[slot] = -1
         self.logit_alpha[:, slot] = float("inf")
         self.strength[:, slot] = 0.0
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    """The values in the range of float32: what others multiply by zero must not be infinite."""
+    most = torch.finfo(torch.float32).max
+    return values.clamp(-most, most)
 
 
 def movable_layers(vectors: SteeringVectors, policy: Policy) -> list[int]:

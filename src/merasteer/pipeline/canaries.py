@@ -42,11 +42,11 @@ def measured(engine: Engine, prompter: Prompter, correction: Correction, dtype: 
         pass  # whatever was asked before, what these prompts share is computed here
     for tokens in prompts:
         answers = [engine.submit(request).result() for request in asked(prompter.task, correction, [tokens])]
-        alone += read([tokens], answers)
+        alone += read(correction, [tokens], answers)
         bar.advance()
     with engine.held():
         futures = engine.submit_all(asked(prompter.task, correction, prompts))
-    return Canaries.of(alone, read(prompts, [future.result() for future in futures]), dtype)
+    return Canaries.of(alone, read(correction, prompts, [future.result() for future in futures]), dtype)
 
 
 def _fields(names: tuple[str, ...], turn: int) -> Mapping[str, Any]:

@@ -46,11 +46,14 @@ def _no_readout(job: Job) -> dict[str, Any]:
     }
 
 
-def _strength(document: dict[str, Any], chosen: dict[str, Any] | None, key: str | None) -> float | None:
-    """κ of the readout's steps: the chosen candidate's, else the best one's, since a request may ask for a step by an α of its own."""
+def _strength(
+    document: dict[str, Any], chosen: dict[str, Any] | None, key: str | None, readout: dict[str, Any]
+) -> float | None:
+    """κ of the readout's steps: the chosen candidate's, else the best one's, else the smallest that would have been tried: a request may
+    ask for a step by an α of its own. None of steps that know their length."""
     ranked = sorted(document["candidates"], key=lambda row: row["gain"], reverse=True)
     steps = [row for row in (chosen, *ranked) if row and "strength" in row and row["key"].startswith(f"{key}/")]
-    return float(steps[0]["strength"]) if steps else None
+    return float(steps[0]["strength"]) if steps else min(readout.get("strengths", ()), default=0.0) or None
 
 
 def _manifest(
@@ -62,7 +65,7 @@ def _manifest(
     active = (weight.abs().sum(-1) > 0).tolist()
     positions = job.options.positions
     own = {"method": chosen["method"]} if chosen is not None and "method" in chosen else {}
-    if (strength := _strength(document, chosen, key)) is not None:
+    if (strength := _strength(document, chosen, key, readout)) is not None:
         own["strength"] = strength
     return {
         "certified": certified,

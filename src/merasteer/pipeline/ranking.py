@@ -54,7 +54,7 @@ class Ranking:
         now = [flags & early for flags, early in zip(wanted, first, strict=True)]
         self._asker.fill(f"{title}, first", candidates, now, found, self._bars)
         later = [flags & ~early for flags, early in zip(wanted, first, strict=True)]
-        waiting = [k for k, one in enumerate(candidates) if later[k].any() and one.bias is None]
+        waiting = [k for k, one in enumerate(candidates) if later[k].any() and one.method == "mera"]
         promising = [k for k in waiting if self._changes(found[k], first[k])]
         promising.sort(key=lambda k: self._gain(found[k], first[k]), reverse=True)
         for k in set(waiting) - set(promising[:KEPT]):

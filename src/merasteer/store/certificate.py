@@ -20,7 +20,7 @@ from merasteer.errors import BadArtifact
 from merasteer.method.certify import VALID_TESTS
 from merasteer.store.fields import Fields, shown
 from merasteer.store.schema import OWN_METHODS, Manifest
-from merasteer.types import DIRECTIONS, HOOK_POINTS
+from merasteer.types import DIRECTIONS, HOOK_POINTS, own_method
 
 __all__ = ["agree", "certificate_of", "validate"]
 
@@ -107,7 +107,7 @@ def agree(manifest: Manifest, calibration: Mapping[str, Any]) -> None:
     if calibration["test"] not in VALID_TESTS:
         raise BadArtifact(f"test: {shown(calibration['test'])} cannot certify; use one of {', '.join(VALID_TESTS)}")
     chosen = _row(calibration, "candidates", calibration["chosen"])
-    served = {"method": "mera", "strength": None, **manifest["steering"]}
+    served = {"strength": None, **manifest["steering"], "method": own_method(manifest["steering"])}
     # A bias alone has no hook point and no direction: the readouts beside it only watch.
     shared = ("alpha",) if served["method"] == "logit_bias" else ("hook_point", "direction", "alpha", "strength")
     for name in ("method", *shared):

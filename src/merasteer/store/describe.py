@@ -6,6 +6,7 @@ from typing import Any
 
 from merasteer.store.certificate import certificate_of
 from merasteer.store.scanning import Entry
+from merasteer.types import own_method
 
 __all__ = ["summary"]
 
@@ -41,7 +42,7 @@ def summary(entry: Entry) -> dict[str, Any]:
     return facts | {
         "model": manifest["model"]["id"],
         "certified": entry.artifact.certified,
-        "method": steering.get("method", "mera"),
+        "method": own_method(steering),
         "alpha": entry.artifact.alpha,
         "hook_point": steering["hook_point"],
         "direction": steering["direction"],

@@ -26,7 +26,16 @@ from merasteer.store.schema import (
     keys,
     optional_keys,
 )
-from merasteer.types import ANSWER_POSITIONS, CHOOSE, DIRECTIONS, HOOK_POINTS, LAWS, MAX_LABEL_TOKENS, POSITIONS
+from merasteer.types import (
+    ANSWER_POSITIONS,
+    CHOOSE,
+    DIRECTIONS,
+    HOOK_POINTS,
+    LAWS,
+    MAX_LABEL_TOKENS,
+    POSITIONS,
+    own_method,
+)
 
 __all__ = ["SHORT", "TASK_NAME", "digest_of", "validate"]
 
@@ -48,9 +57,9 @@ def validate(raw: object) -> Manifest:
     root = Fields(raw, "", keys(Manifest))
     root.text("digest", SHA256)
     layers, vocab = _model(root.child("model", keys(ModelSection), optional_keys(ModelSection)))
-    _task(root.child("task", keys(TaskSection)), vocab)
+    free = _task(root.child("task", keys(TaskSection)), vocab)
     steering = root.child("steering", keys(SteeringSection), optional_keys(SteeringSection))
-    active = _steering(steering, layers, certified=root.flag("certified"))
+    active = _steering(steering, layers, free=free, certified=root.flag("certified"))
     _probe(root.child("probe", keys(ProbeSection)), layers, active)
     runtime = root.child("runtime", keys(RuntimeSection))
     runtime.text("dtype")
@@ -85,7 +94,8 @@ def _model(model: Fields) -> tuple[int, int]:
     return model.integer("layers", 1), model.integer("vocab", 1)
 
 
-def _task(task: Fields, vocab: int) -> None:
+def _task(task: Fields, vocab: int) -> bool:
+    """Whether its answers are free."""
     task.text("name", TASK_NAME)
     task.text("template")
     free = task.choice("choose", CHOOSE) == "free"
@@ -115,6 +125,7 @@ def _task(task: Fields, vocab: int) -> None:
     for pair in task.items("examples"):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             task.refuse("examples", f"{shown(pair)} is no pair of a prompt and a label")
+    return free
 
 
 def _spellings(task: Fields, label: str, spellings: object, vocab: int) -> list[list[int]]:
@@ -125,7 +136,7 @@ def _spellings(task: Fields, label: str, spellings: object, vocab: int) -> list[
     return [where.integers(str(i), 0, vocab - 1) for i in range(len(spellings))]
 
 
-def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:
+def _steering(steering: Fields, layers: int, *, free: bool, certified: bool) -> list[int]:
     steering.choice("hook_point", HOOK_POINTS)
     law = LAWS[steering.choice("direction", DIRECTIONS)]  # type: ignore[index]
     if isinstance(steering.value["positions"], list):
@@ -138,13 +149,19 @@ def _steering(steering: Fields, layers: int, *, certified: bool) -> list[int]:
     active = steering.integers("active_layers", 0, layers - 1)
     if active != sorted(set(active)):
         steering.refuse("active_layers", f"{shown(active)} is not ascending without repeats")
-    method = steering.choice("method", OWN_METHODS) if "method" in steering.value else "mera"
-    if method == "label_probe" and law != "label_probe":
-        steering.refuse("direction", f"{shown(steering.value['direction'])}, yet the method is a label probe")
+    if "method" in steering.value:
+        steering.choice("method", OWN_METHODS)
+    method = own_method(steering.value)
+    if (method == "label_probe") != (law == "label_probe") and method != "logit_bias":
+        steering.refuse("direction", f"{shown(steering.value['direction'])}, yet the method is {method}")
+    if law == "label_probe" and len(active) != 1:
+        steering.refuse("active_layers", f"{shown(active)}, yet a label probe reads one layer")
+    if law == "label_probe" and free:
+        steering.refuse("direction", "'label_probe', yet the task's answers are free")
     if "strength" in steering.value:
         if law not in ("gated", "proportional") or steering.number("strength") <= 0.0:
             steering.refuse("strength", f"{shown(steering.value['strength'])} is no length of such a step")
-    elif law in ("gated", "proportional") and steering.value["alpha"] is not None:
+    elif law in ("gated", "proportional"):
         steering.refuse("strength", "is missing, yet the step has no length of its own")
     if steering.value["alpha"] is None:
         if certified and method != "logit_bias":

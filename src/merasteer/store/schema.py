@@ -7,8 +7,9 @@ model         the model by meaning (`merasteer.meaning`): other weights or anoth
 task          the resolved task; serving needs no task file. variants: per label its spellings as token ids (one token each where the
               answer is free); examples: the rows shown in front of every prompt; end: the token that tells a spelling from a longer one
 steering      hook point, direction, α (null: none was certified), layers with a readout, positions, report layer;
-              method: what was certified (absent: "mera"). "logit_bias" has no α, and no readout where no layer reads the error
-              strength: κ of a step of given length (`merasteer.types.LAWS`), where an α is there
+              method: what was certified (absent: "mera", and "label_probe" of a label probe that was not). "logit_bias" has no α, and
+              no readout where no layer reads the error
+              strength: κ of a step of given length (`merasteer.types.LAWS`), which has none of its own
 probe         family and held-out scores per layer (none for planted readouts); auroc for probes of right and wrong
 runtime       where it was calibrated: dtype, device, attention, ranks of a tensor-parallel group. With `model` the conditions of the
               certificate (`merasteer.conditions`)

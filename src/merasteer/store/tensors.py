@@ -11,7 +11,7 @@ from safetensors.torch import save
 from merasteer.errors import BadArtifact
 from merasteer.store.fields import shown
 from merasteer.store.schema import Manifest
-from merasteer.types import BY_CLASS, LAWS
+from merasteer.types import BY_CLASS, LAWS, own_method
 
 __all__ = ["check", "decode", "encode"]
 
@@ -52,7 +52,7 @@ def check(tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
     matrix, labels = (layers, width), (len(manifest["task"]["labels"]),)
     shapes: dict[str, tuple[int, ...]] = {"weight": matrix, "bias": (layers,), "step": matrix, "contrastive": matrix}
     shapes["label_bias"] = labels
-    required = {*REQUIRED, *(("label_bias",) if "bias" in steering.get("method", "mera") else ())}
+    required = {*REQUIRED, *(("label_bias",) if "bias" in own_method(steering) else ())}
     if steering["direction"] in BY_CLASS and steering["active_layers"]:
         some = (len(steering["active_layers"]), *labels)
         shapes |= {"class_weight": (*some, width), "class_bias": some, "class_step": (*some, width)}
@@ -76,8 +76,10 @@ def check(tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
     if bool((step[~active] != 0).any()):
         _refuse("step", "is not zero at a layer that is idle")
     law = LAWS[steering["direction"]]
-    if law == "label_probe" and (len(steering["active_layers"]) > 1 or bool(step.any())):
-        _refuse("step", "is not zero, or acts at several layers, yet the direction is a label probe")
+    if steering["direction"] in BY_CLASS and bool(step.any()):
+        _refuse("step", f"is not zero, yet the direction is {steering['direction']}")
+    if law == "label_probe" and bool(tensors["class_step"].any()):
+        _refuse("class_step", "is not zero, yet the direction is label_probe")
     if law != "closed_form":
         return
     along = (weight * step).sum(-1)

@@ -6,7 +6,7 @@ Shapes: L layers, d width, P resident policies, N items. Layers are 0-based. Ten
 from __future__ import annotations
 
 from merasteer.types.answers import Answer, GeneratedToken, Generation, PredictedError, SteeringCounts, TokenTrace
-from merasteer.types.artifacts import Artifact
+from merasteer.types.artifacts import Artifact, own_method
 from merasteer.types.correction import UNCORRECTED, Correction
 from merasteer.types.names import (
     ANSWER_POSITIONS,
@@ -86,4 +86,5 @@ __all__ = [
     "TokenTrace",
     "Tokens",
     "TooLong",
+    "own_method",
 ]

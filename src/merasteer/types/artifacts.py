@@ -11,11 +11,18 @@ import torch
 
 from merasteer.conditions import Conditions, conditions_in
 from merasteer.types.correction import Correction
-from merasteer.types.names import LAWS
+from merasteer.types.names import LAWS, Method
 from merasteer.types.steering import ClassReadouts, SteeringVectors
 from merasteer.types.tasks import ServedTask
 
-__all__ = ["Artifact"]
+__all__ = ["Artifact", "own_method"]
+
+
+def own_method(steering: Mapping[str, Any]) -> Method:
+    """The method of a manifest's section `steering`: the one that was certified; else the one that its readout is for."""
+    probe = LAWS[steering["direction"]] == "label_probe"
+    method: Method = steering.get("method") or ("label_probe" if probe else "mera")
+    return method
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +75,7 @@ class Artifact:
     def correction(self) -> Correction:
         """What it holds: its readouts and steps under its digest. Uncertified, it corrects nothing."""
         steering, bias = self.manifest["steering"], self.label_bias
-        method, positions = steering.get("method", "mera"), steering["positions"]
+        method, positions = own_method(steering), steering["positions"]
         return Correction(
             method=method,
             readout=self.digest if steering["active_layers"] else None,

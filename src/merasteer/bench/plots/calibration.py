@@ -75,7 +75,7 @@ def _figure(subject: str, cells: Mapping[str, Cell], across: int = 3) -> Figure:
 
 
 def _curves(axes: Axes, curve: Sequence[Row], colours: Mapping[str, str], markers: Mapping[str, str]) -> None:
-    lines: dict[tuple[str, str], list[Row]] = {}
+    lines: dict[tuple[str, str, str], list[Row]] = {}  # one for each layer and length of a step
     for row in curve:
         if row["alpha"] is None:
             axes.axhline(row["gain"], color=GREY, linestyle="-.")
@@ -83,8 +83,9 @@ def _curves(axes: Axes, curve: Sequence[Row], colours: Mapping[str, str], marker
             axes.plot(_logit(row["alpha"]), row["gain"], "*", markersize=8, markerfacecolor="none",
                       color=colours[row["direction"]])  # fmt: skip
         else:
-            lines.setdefault((row["hook_point"], row["direction"]), []).append(row)
-    for (hook_point, direction), rows in lines.items():
+            place = row["hook_point"], row["direction"], str(row["key"]).rpartition("/")[0]
+            lines.setdefault(place, []).append(row)
+    for (hook_point, direction, _), rows in lines.items():
         ordered = sorted(rows, key=lambda row: float(row["alpha"]))
         x, colour = [_logit(row["alpha"]) for row in ordered], colours[direction]
         axes.plot(x, [row["gain"] for row in ordered], color=colour, marker=markers[hook_point])
