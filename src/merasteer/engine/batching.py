@@ -1,4 +1,4 @@
-"""The seam with transformers' continuous batching (docs/seams.md). With attention.py and scheduling.py all that knows its internals.
+"""The seam with transformers' continuous batching (docs/seams.md). With attention.py, scheduling.py and sharing.py all that knows its internals.
 
 What is added to the library, and where:
   rows      two int32 rows ride in its bulk input tensor: the slot of every request in batch order, and the slots of the requests
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +37,7 @@ from merasteer.engine.attention import PER_REQUEST, applies, take_over
 from merasteer.engine.config import EngineConfig
 from merasteer.engine.scheduling import FAIR
 from merasteer.engine.seams import check_seams, taken
+from merasteer.engine.sharing import share_untouched
 from merasteer.engine.steer import Steering
 
 __all__ = ["Delivered", "Sink", "SteeringManager", "Step", "cache_bytes_per_token"]
@@ -240,7 +241,7 @@ class SteeringManager(ContinuousBatchingManager):
     def _create_batch_processor(self) -> Any:
         processor = super()._create_batch_processor()
         prepare, update = processor.prepare_next_batch, processor.update_batch
-        _share_untouched(processor, self._sink, self._tell_shared)
+        share_untouched(processor, self._sink, self._tell_shared)
         _tell_cancellations(processor.scheduler, self._sink)
         take_over(self.model, processor.cache)
 
@@ -338,48 +339,11 @@ def _batching_config(config: EngineConfig, *, on_gpu: bool) -> ContinuousBatchin
         max_batch_tokens=config.max_batch_tokens,
         max_requests_per_batch=config.max_requests,
         scheduler_type=FAIR,
-        allow_block_sharing=config.share_prefixes,  # within the bounds of `_share_untouched`
+        allow_block_sharing=config.share_prefixes,  # within the bounds of `sharing.share_untouched`
         use_cuda_graph=config.cuda_graphs and on_gpu,
         use_async_batching=config.async_batching and on_gpu,
         auto_switch_to_flash=False,
     )
-
-
-def _share_untouched(processor: Any, sink: Sink, told: Callable[[int], None]) -> None:
-    """Restricts the library's sharing of blocks to tokens that no policy touches, on the side that offers and on the one that takes.
-
-    By itself it would offer what was computed under a policy to any request with the same tokens, and even replace a running request's
-    block by an equal one. The sink says how many of a request's first tokens are the unsteered model's (`tables.untouched`), and tells
-    tokens apart whose keys are turned by other factors (`rope.Rope.named`). told: is given the tokens that each request takes.
-
-    Layers with a sliding window write the key of position p over that of p − window, so the library shares nothing where there are some.
-    But what never comes to a window's number of keys overwrites none: such requests share here, and no others do. (As many are too many
-    already: with async batching a request may write a key behind its last one.)
-    """
-    paged, scheduled = processor.cache, processor.scheduler
-    windows = [found for one in paged.cache_allocators.values() if (found := getattr(one, "sliding_window", None))]
-    window = min(windows, default=None)
-    paged.use_prefix_sharing = paged.allow_block_sharing
-    search = paged.search_prefix_match
-
-    def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
-        # One token more than may be taken: the library always leaves the last one that it is shown to be computed.
-        shown = prompt_ids[: sink.untouched(request_id, window) + 1]
-        taken = int(search(request_id, sink.named(request_id, shown)))
-        told(taken)
-        return taken
-
-    def mark_complete_blocks(state: Any, complete_blocks: dict[str, int]) -> None:
-        # A request that was cancelled or evicted since its batch was scheduled (async batching) has no block table, or that of its
-        # restart. The library asks for the status, which does not show a cancellation, and which would also leave out whoever finishes
-        # with the step that computed its prompt: with one new token, everybody.
-        if scheduled.active_requests.get(state.request_id) is not state:
-            return
-        tokens = sink.named(state.request_id, state.initial_tokens[: sink.untouched(state.request_id, window)])
-        for name, count in complete_blocks.items():
-            paged.cache_allocators[name].mark_complete_blocks(state.request_id, tokens, count)
-
-    paged.search_prefix_match, paged.mark_complete_blocks = search_prefix_match, mark_complete_blocks
 
 
 def _tell_cancellations(scheduled: Any, sink: Sink) -> None:
