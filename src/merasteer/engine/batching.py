@@ -1,4 +1,4 @@
-"""The seam with transformers' continuous batching (docs/seams.md). With attention.py, scheduling.py and sharing.py all that knows its internals.
+"""The seam with transformers' continuous batching (docs/seams.md): with attention, scheduling and sharing all that knows its internals.
 
 What is added to the library, and where:
   rows      two int32 rows ride in its bulk input tensor: the slot of every request in batch order, and the slots of the requests
