@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from merasteer.engine import Engine, EngineConfig, LoadedModel
-from merasteer.errors import NonFinite
+from merasteer.errors import InvalidInput, NonFinite
 from merasteer.types import GenerationRequest, Policy
 
 BAD = 299  # the token whose embedding is spoilt
@@ -85,6 +85,15 @@ def test_a_step_that_is_not_finite_fails_the_request_that_takes_it(tied: Any, ma
     assert found == alone
     assert isinstance(failed, NonFinite)
     assert isinstance(steered, tuple)
+
+
+def test_a_readout_that_would_overflow_at_everybodys_tokens_is_refused(tied: Any, make_vectors: Any) -> None:
+    """Every token of a pass meets every readout in use: what is infinite for a neighbour could not be told from its own."""
+    plain = make_vectors(1, "residual")
+    with Engine(tied["llama"], CONFIG) as engine:
+        with pytest.raises(InvalidInput, match=r"weight holds a value above 1e\+30"):
+            engine.register("a", replace(plain, weight=plain.weight.sign() * 3e38, step=plain.step * 1e-38))
+        engine.register("a", plain)
 
 
 def test_a_watcher_hears_nothing_of_it(tied: Any) -> None:

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from mera_server.loading import identity_of
 
 from merasteer.engine import LoadedModel
-from merasteer.pipeline import Bars, Options, Report, gradients, prepare, run
+from merasteer.pipeline import Bars, Options, Report, gradients, prepare, recertify, renewals, run
 from merasteer.pipeline.collect import collect
-from merasteer.store import scan
+from merasteer.pipeline.page import page
+from merasteer.pipeline.summary import summary
+from merasteer.pipeline.telling import correction
+from merasteer.store import load, scan
 from merasteer.types import Artifact
 
 from .test_kill import KILLED, Nursery, nursery  # noqa: F401, a fixture
@@ -126,3 +130,28 @@ def test_killed_between_parts_a_run_goes_on_to_the_same_artifact(
         assert kills < 20
     assert kills == 3  # each time one part more was finished
     assert found == (0, digest)
+
+
+@pytest.mark.parametrize(("candidate", "direction"), [("mera", "gradient_by_label"), ("label_probe", "label_probe")])
+def test_what_is_tested_again_is_the_same_and_is_told_in_words(
+    loaded: LoadedModel, make_task: MakeTask, tmp_path: Path, candidate: Any, direction: Any
+) -> None:
+    directions = ("gradient_by_label",)
+    task, store = make_task(), tmp_path / "store"
+    report = run(loaded, task, store, replace(OPTIONS, candidates=(candidate,), directions=directions))
+    assert report is not None
+    assert (report["decision"], report["direction"]) == ("certified", direction)
+    first = published(store)
+    [renewal] = renewals(loaded, identity_of(loaded), store, task=str(task))
+    again = recertify(renewal)
+    assert again["decision"] == "certified"
+    second = load(next(entry.path for entry in scan([store]) if entry.digest == again["artifact"]))
+    assert second.correction == replace(first.correction, readout=second.digest)
+    for name in ("weight", "bias", "step", "class_weight", "class_bias", "class_step"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert {row["method"] for row in report["candidates"]} == {candidate}
+    assert correction(report).startswith(
+        "a gradient_by_label step of" if candidate == "mera" else "the label that a probe reads"
+    )
+    assert correction(report) in " ".join(summary(report).split())
+    assert direction in page(report)

@@ -22,6 +22,7 @@ __all__ = ["NEVER", "OPEN", "Rows", "SlotTable", "VectorTable", "acting_tokens",
 
 NEVER = 2**31 - 1  # a position that no token reaches
 OPEN = ("generation", "all")  # positions that take in every generated token
+LARGEST = 1e30  # of a readout under the closed form: all tokens of a pass meet it, and their products must stay finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +78,15 @@ class VectorTable:
     def reserve(self, vectors: SteeringVectors) -> tuple[int, ...]:
         """Free rows for these vectors, to be written: their own, and one for each class. Any thread, under a lock.
 
-        Raises InvalidInput on a wrong shape or a full table.
+        Raises InvalidInput on a wrong shape, a readout that would overflow, or a full table.
         """
         layers, _, width = self.weight.shape
         if vectors.weight.shape != (layers, width):
             raise InvalidInput(
                 f"steering vectors: shape {tuple(vectors.weight.shape)} does not fit the model's ({layers}, {width})"
             )
+        if vectors.law == "closed_form" and float(vectors.weight.abs().max()) > LARGEST:
+            raise InvalidInput(f"steering vectors: weight holds a value above {LARGEST:g}; fit the probe again")
         if len(self._free) < vectors.rows:
             raise InvalidInput(
                 f"steering vectors: {vectors.rows} rows wanted, {len(self._free)} of {self.weight.shape[1] - 1} free; raise max_policies"
