@@ -128,7 +128,7 @@ TABLE: tuple[Neutral, ...] = (
     _row("documents", _CHATS, ([],), "templates get messages alone"),
     _row("chat_template", _CHATS, (), "the model's own template is used"),
     _row("chat_template_kwargs", _CHATS, ({},), "templates get messages alone"),
-    _row("name tool_call_id audio function_call", _MESSAGE, (), "templates get role and text alone"),
+    _row("tool_call_id audio function_call", _MESSAGE, (), "templates get role, name and text alone"),
     _row("refusal reasoning reasoning_content", _MESSAGE, ("",), "of an answer that is sent back as it came"),
     _row("annotations tool_calls", _MESSAGE, ([],), "of an answer that is sent back as it came"),
     _row("cache_control", _MESSAGE + _PART, None, "it says how to compute, not what"),

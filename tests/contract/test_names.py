@@ -186,7 +186,7 @@ async def test_tokens_there_and_back(client: httpx.AsyncClient, serving: Serving
         ("/tokenize", {"messages": CHAT, "continue_final_message": True}, "invalid_input", "continue_final_message: "),
         ("/detokenize", {}, "invalid_input", "tokens: missing"),
         ("/detokenize", {"tokens": [-1]}, "invalid_input", "tokens: "),
-        ("/detokenize", {"tokens": [700]}, "invalid_input", "tokens: one is outside the vocabulary of 700"),
+        ("/detokenize", {"tokens": [700]}, "invalid_input", "tokens: one is out of vocabulary, which has 700"),
         ("/detokenize", {"tokens": [2**70]}, "invalid_input", "tokens: "),
     ],
 )

@@ -124,14 +124,20 @@ class Message(Strict):
     """One message of a chat, or an answer of OpenAI's client, which callers send back as it is."""
 
     role: Annotated[
-        Literal["system", "developer", "user", "assistant"],
-        Field(description="system, developer, user or assistant"),
+        str,
+        Field(
+            pattern=r"^[\w.-]{1,64}$",
+            description="system, developer, user or assistant, or another that the model's chat template shows",
+        ),
     ]
     content: Annotated[
         str | Annotated[list[TextPart], Field(min_length=1)] | None,
         Field(
             description='a string, or an array of {"type": "text", "text": "..."}; null for an assistant that said nothing'
         ),
+    ] = None
+    name: Annotated[
+        str | None, Field(min_length=1, max_length=64, description="a string of 1 to 64 characters, for the template")
     ] = None
 
     @property

@@ -51,7 +51,7 @@ def router(runtime: Runtime) -> APIRouter:
         task_in(body.model, served(serving, runtime.settings), serving.catalog)
         vocab = serving.engine.loaded.vocab
         if not all(token < vocab for token in body.tokens):
-            raise InvalidInput(f"tokens: one is outside the vocabulary of {vocab}; give smaller ids")
+            raise InvalidInput(f"tokens: one is out of vocabulary, which has {vocab}; give smaller ids")
         text = await asyncio.to_thread(serving.engine.decode, body.tokens)
         return DetokenizeReply(prompt=text, content=text)
 
