@@ -70,7 +70,7 @@ TABLE: tuple[Neutral, ...] = (
     _row("samplers", _ALL, (), "temperature, `top_k`, `top_p`, in this order"),
     _row("logit_bias", _ALL, ({}, []), "logits are biased for a task's labels only, by `steering`"),
     _row(
-        "ignore_eos include_stop_str_in_output no_stop_trim",
+        "include_stop_str_in_output no_stop_trim",
         _ALL, (False,), "an answer ends at an end token and before a stop string",
     ),
     _row("min_tokens min_length min_new_tokens", _ALL, (0,), "an answer ends at an end token, however short it is"),
@@ -132,7 +132,6 @@ TABLE: tuple[Neutral, ...] = (
     _row("refusal reasoning reasoning_content", _MESSAGE, ("",), "of an answer that is sent back as it came"),
     _row("annotations tool_calls", _MESSAGE, ([],), "of an answer that is sent back as it came"),
     _row("cache_control", _MESSAGE + _PART, None, "it says how to compute, not what"),
-    _row("with_pieces", ("TokenizeBody",), (False,), "`return_token_strs` adds the texts"),
     _row("include_obfuscation", _STREAM, (False,), "chunks are not padded"),
 )  # fmt: skip
 

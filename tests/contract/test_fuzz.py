@@ -219,6 +219,7 @@ PARAMETERS: dict[str, Strategy] = {
     "return_full_text": st.booleans(),
     "details": st.booleans(),
     "do_sample": st.booleans(),
+    "ignore_eos": st.booleans(),
 }
 STEERING: dict[str, Strategy] = {
     "task": st.sampled_from(["demo_spam", "demo_desk_a", "sms_spam", "demo_spam", "mmlu_high_school", "../demo_spam"]),

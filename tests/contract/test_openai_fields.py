@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
+from unittest.mock import ANY
 
 import httpx
 import pytest
@@ -35,6 +37,7 @@ SERVED: dict[str, dict[str, tuple[Any, list[dict[str, Any]]]]] = {  # field -> i
         "top_k": (4, [{"sampling": replace(DRAWN, top_k=4)}]),
         "seed": (6, [{"sampling": replace(DRAWN, seed=6)}]),
         "stop": ("x", [{"stop": ("x",)}]),
+        "ignore_eos": (True, [{"ignore_eos": True}]),
     },
     "/v1/completions": {"logprobs": (0, [{"logprobs": True}])},
     "/v1/chat/completions": {"logprobs": (True, [{"logprobs": True}])},
@@ -324,3 +327,47 @@ async def test_openapi_describes_bodies_answers_and_chunks(app: FastAPI) -> None
         assert (error["$ref"].rpartition("/")[2], done) == ("OpenAIErrorReply", {"const": "[DONE]"})
     assert {Message.__name__, StreamOptions.__name__} <= set(shapes)
     assert {"/v1/models", "/v1/models/{name}"} <= set(schema["paths"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ROUTES)
+async def test_an_answer_goes_on_behind_its_end_where_a_benchmark_asks_for_it(
+    client: httpx.AsyncClient, route: str, stream: bool
+) -> None:
+    async def ask(**more: Any) -> tuple[str, str, int]:
+        asked = {"prompt": PROMPT} if route == ROUTES[0] else {"messages": [{"role": "user", "content": PROMPT}]}
+        counted = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        response = await client.post(route, json={**asked, "max_tokens": 60, **counted, **more})
+        assert response.status_code == 200, response.text
+        lines = [line.removeprefix("data: ") for line in response.text.split("\n\n")] if stream else [response.text]
+        parts = [json.loads(line) for line in lines if line.startswith("{")]
+        choices = [choice for part in parts for choice in part["choices"]]
+        said = [
+            choice.get("text") or (choice.get("delta") or choice.get("message") or {}).get("content")
+            for choice in choices
+        ]
+        return (
+            "".join(text or "" for text in said),
+            choices[-1]["finish_reason"],
+            parts[-1]["usage"]["completion_tokens"],
+        )
+
+    text, reason, count = await ask()
+    assert (reason, count < 60) == ("stop", True)
+    assert await ask(ignore_eos=False) == (text, reason, count)
+    longer, reason, count = await ask(ignore_eos=True)
+    assert (longer.startswith(text), reason, count) == (True, "length", 60)
+    assert await ask(ignore_eos=True, stop=[longer[len(text) + 3]]) == (
+        longer[: longer.index(longer[len(text) + 3])],
+        "stop",
+        ANY,
+    )
+
+
+async def test_a_tasks_answer_ends_as_it_did_when_it_was_tested(client: httpx.AsyncClient) -> None:
+    status, found, message = await refusal(client, ROUTES[0], model="mera-demo:demo_spam", ignore_eos=True)
+    assert (status, found) == (400, "unsupported")
+    assert message.startswith("ignore_eos: a task's answers end")
+    native = {"inputs": PROMPT, "steering": {"task": "demo_spam"}, "parameters": {"ignore_eos": True}}
+    response = await client.post("/generate", json=native)
+    assert (response.status_code, response.json()["error"]["message"][:22]) == (422, "parameters.ignore_eos:")

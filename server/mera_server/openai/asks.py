@@ -92,6 +92,7 @@ def in_words_of(body: CompletionBody | ChatBody, field: str, error: MeraError) -
     """The error of a plan or of the engine, naming the fields of `body`; `field` is what it calls the prompt."""
     said = str(native(0, error))
     said = said.replace("parameters.max_new_tokens", body.budget[0]).replace("max_new_tokens", body.budget[0])
+    said = said.removeprefix("parameters.")
     return type(error)(f"{field}{said.removeprefix('inputs')}" if said.startswith("inputs: ") else said)
 
 
@@ -147,6 +148,7 @@ def _planned(
         top_k=body.top_k,
         stop=list(body.stops),
         seed=body.seed,
+        ignore_eos=body.ignore_eos,
         details=body.alternatives[1] is not None,
     )
     return plan(
