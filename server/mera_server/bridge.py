@@ -127,6 +127,7 @@ def engine_request(planned: Plan, prompt: tuple[int, ...]) -> GenerationRequest:
         stop=planned.stop,
         logprobs=planned.tokens,
         trace=planned.trace,
+        ignore_eos=planned.ignore_eos,
     )
 
 

@@ -70,7 +70,7 @@ TABLE: tuple[Neutral, ...] = (
     _row("samplers", _ALL, (), "temperature, `top_k`, `top_p`, in this order"),
     _row("logit_bias", _ALL, ({}, []), "logits are biased for a task's labels only, by `steering`"),
     _row(
-        "ignore_eos include_stop_str_in_output no_stop_trim",
+        "include_stop_str_in_output no_stop_trim",
         _ALL, (False,), "an answer ends at an end token and before a stop string",
     ),
     _row("min_tokens min_length min_new_tokens", _ALL, (0,), "an answer ends at an end token, however short it is"),
@@ -128,11 +128,10 @@ TABLE: tuple[Neutral, ...] = (
     _row("documents", _CHATS, ([],), "templates get messages alone"),
     _row("chat_template", _CHATS, (), "the model's own template is used"),
     _row("chat_template_kwargs", _CHATS, ({},), "templates get messages alone"),
-    _row("name tool_call_id audio function_call", _MESSAGE, (), "templates get role and text alone"),
+    _row("tool_call_id audio function_call", _MESSAGE, (), "templates get role, name and text alone"),
     _row("refusal reasoning reasoning_content", _MESSAGE, ("",), "of an answer that is sent back as it came"),
     _row("annotations tool_calls", _MESSAGE, ([],), "of an answer that is sent back as it came"),
     _row("cache_control", _MESSAGE + _PART, None, "it says how to compute, not what"),
-    _row("with_pieces", ("TokenizeBody",), (False,), "`return_token_strs` adds the texts"),
     _row("include_obfuscation", _STREAM, (False,), "chunks are not padded"),
 )  # fmt: skip
 

@@ -23,6 +23,7 @@ __all__ = [
     "GuaranteeReply",
     "LabelReply",
     "MeraReply",
+    "PieceReply",
     "PredictedErrorReply",
     "Reason",
     "ReloadReply",
@@ -56,7 +57,9 @@ class ErrorReply(Reply):
     """The one body of every error on native routes."""
 
     error: ErrorDetail
-    error_type: Annotated[ErrorType, Field(description="what text-generation-inference calls it")]
+    error_type: Annotated[
+        ErrorType | None, Field(description="what text-generation-inference calls it; null where the status says it")
+    ]
 
 
 class TokenReply(Reply):
@@ -248,12 +251,19 @@ class LabelReply(Reply):
     score: float
 
 
+class PieceReply(Reply):
+    """A token and its text, as llama.cpp tells them."""
+
+    id: int
+    piece: str
+
+
 class TokenizeReply(Reply):
     """The answer of `POST /tokenize`."""
 
     count: int
     max_model_len: Annotated[int, Field(description="tokens of a prompt and its answer together, at most")]
-    tokens: list[int]
+    tokens: list[int] | list[PieceReply]
     token_strs: list[str] | None
 
 

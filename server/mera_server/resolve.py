@@ -15,7 +15,7 @@ from mera_server.acting import act, why
 from mera_server.catalog import Catalog, Probe
 from mera_server.replies import Reason
 from mera_server.schemas import DEFAULT_MAX_NEW_TOKENS, GenerateBody, Parameters, Steering
-from merasteer.errors import EmptyInputs, InvalidInput, UnknownField
+from merasteer.errors import EmptyInputs, InvalidInput, UnknownField, Unsupported
 from merasteer.tasks import Prompter, fields_of
 from merasteer.types import UNCORRECTED, Correction, Decision, Method, Sampling, ServedTask
 
@@ -52,6 +52,7 @@ class Plan:
     trace: bool = False
     brief: bool = False
     full_text: bool = False
+    ignore_eos: bool = False
     method: Method = "none"
     task: ServedTask | None = None
     prompter: Prompter | None = field(default=None, compare=False, repr=False)
@@ -77,6 +78,10 @@ def plan(body: GenerateBody, catalog: Catalog, limits: Limits) -> Plan:
     unsteered = _unsteered(body, prompter, limits)
     if task is None or prompter is None:
         return unsteered
+    if unsteered.ignore_eos:
+        raise Unsupported(
+            "parameters.ignore_eos: a task's answers end as they did when its artifact was tested; leave it out"
+        )
     method = steering.method or (probe.method if probe is not None else "mera")
     rendered = not isinstance(body.inputs, str) or prompter.matches(body.inputs)
     named = steering.task is not None or steering.probe is not None
@@ -140,6 +145,7 @@ def _unsteered(body: GenerateBody, prompter: Prompter | None, limits: Limits) ->
         trace=body.details == "trace",
         brief=body.details == "none",
         full_text=bool(parameters.return_full_text),
+        ignore_eos=bool(parameters.ignore_eos),
     )
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_INPUTS",
     "ClassifyBody",
     "GenerateBody",
+    "IgnoreEos",
     "LabelParameters",
     "LabelsBody",
     "Override",
@@ -60,6 +61,7 @@ TopK = Annotated[
     Field(ge=-1, le=2**31 - 1, description="a positive integer; 0, -1 or null for all tokens"),
     AfterValidator(_all_for_none),
 ]
+IgnoreEos = Annotated[bool | None, Field(description="true, false or null; true without a task only")]
 Inputs = Annotated[str | dict[str, JsonValue], AfterValidator(_finite)]
 
 
@@ -89,6 +91,7 @@ class Parameters(Strict):
     do_sample: Annotated[
         bool | None, Field(description="true, false or null; true samples, at temperature 1 where none is given")
     ] = None
+    ignore_eos: IgnoreEos = None
 
 
 class Override(Strict):

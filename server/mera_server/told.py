@@ -33,6 +33,7 @@ _OPENAI_TYPES: dict[int, OpenAIErrorType] = {
     429: "rate_limit_error",
 }
 _FIELD = re.compile(r"([A-Za-z_]\w*(\[\d+\])?(\.[A-Za-z_]\w*(\[\d+\])?)*): ")
+_BY_STATUS = frozenset({401, 403, 404, 405})
 _NO_FIELDS = frozenset({"body", "path", "request"})
 
 
@@ -62,8 +63,10 @@ def event_of(error: MeraError, path: str) -> bytes:
     return begin + json.dumps(body_of(error, path), separators=(",", ":")).encode() + b"\n\n"
 
 
-def _native_type(error: MeraError) -> ErrorType:
-    """What text-generation-inference calls it."""
+def _native_type(error: MeraError) -> ErrorType | None:
+    """What text-generation-inference calls it, None where its clients go by the status: no such route, or not allowed."""
+    if error.status in _BY_STATUS:
+        return None
     if isinstance(error, Overloaded):
         return "overloaded"
     if isinstance(error, DeadlineExceeded | EngineFailed | Cancelled):

@@ -91,6 +91,7 @@ PARAMETERS: dict[str, tuple[Any, Changes]] = {
     "top_p": (0.7, {"top_p": 0.7}),
     "top_k": (3, {"top_k": 3}),
     "stop": (["x", "y"], {"stop": ("x", "y")}),
+    "ignore_eos": (True, {"ignore_eos": True}),
     "seed": (9, {"seed": 9}),
     "details": (True, {"logprobs": True}),
 }

@@ -219,6 +219,7 @@ PARAMETERS: dict[str, Strategy] = {
     "return_full_text": st.booleans(),
     "details": st.booleans(),
     "do_sample": st.booleans(),
+    "ignore_eos": st.booleans(),
 }
 STEERING: dict[str, Strategy] = {
     "task": st.sampled_from(["demo_spam", "demo_desk_a", "sms_spam", "demo_spam", "mmlu_high_school", "../demo_spam"]),
@@ -238,7 +239,7 @@ MODEL = st.sampled_from(["mera-demo", "mera-demo:demo_spam", "mera-demo:demo_des
 COMMON: dict[str, Strategy] = {
     "max_tokens": st.integers(1, 4) | st.just(LONGEST + 1),
     "n": st.integers(1, 3) | st.just(MAX_CHOICES + 1),
-    **{name: PARAMETERS[name] for name in ("temperature", "top_p", "top_k", "seed")},
+    **{name: PARAMETERS[name] for name in ("temperature", "top_p", "top_k", "seed", "ignore_eos")},
     "stop": TEXT | PARAMETERS["stop"],
     "stream": st.booleans(),
     "stream_options": st.fixed_dictionaries(
@@ -249,8 +250,8 @@ COMMON: dict[str, Strategy] = {
 }  # fmt: skip
 CONTENT = SAID | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": SAID}), min_size=1, max_size=2)
 MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": CONTENT},
-    optional=listed("Message"),
+    {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool"]) | TEXT, "content": CONTENT},
+    optional={"name": TEXT, **listed("Message")},
 )
 IDS = st.lists(st.integers(0, 720), min_size=1, max_size=8)
 

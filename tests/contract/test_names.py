@@ -164,6 +164,8 @@ async def test_tokens_there_and_back(client: httpx.AsyncClient, serving: Serving
     whole = await tokens(prompt="See you at noon", return_token_strs=True)
     assert (whole["tokens"], whole["count"], whole["max_model_len"]) == (ids, len(ids), 1024)
     assert "".join(whole["token_strs"]).endswith("See you at noon")
+    pieces = (await tokens(prompt="See you at noon", with_pieces=True))["tokens"]
+    assert [(piece["id"], piece["piece"]) for piece in pieces] == list(zip(ids, whole["token_strs"], strict=True))
     bare = ids[1:]
     for body in ({"prompt": "See you at noon", "add_special_tokens": False}, {"content": "See you at noon"}):
         assert (await tokens(**body))["tokens"] == bare
@@ -186,7 +188,7 @@ async def test_tokens_there_and_back(client: httpx.AsyncClient, serving: Serving
         ("/tokenize", {"messages": CHAT, "continue_final_message": True}, "invalid_input", "continue_final_message: "),
         ("/detokenize", {}, "invalid_input", "tokens: missing"),
         ("/detokenize", {"tokens": [-1]}, "invalid_input", "tokens: "),
-        ("/detokenize", {"tokens": [700]}, "invalid_input", "tokens: one is outside the vocabulary of 700"),
+        ("/detokenize", {"tokens": [700]}, "invalid_input", "tokens: one is out of vocabulary, which has 700"),
         ("/detokenize", {"tokens": [2**70]}, "invalid_input", "tokens: "),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
+from unittest.mock import ANY
 
 import httpx
 import pytest
@@ -35,6 +37,7 @@ SERVED: dict[str, dict[str, tuple[Any, list[dict[str, Any]]]]] = {  # field -> i
         "top_k": (4, [{"sampling": replace(DRAWN, top_k=4)}]),
         "seed": (6, [{"sampling": replace(DRAWN, seed=6)}]),
         "stop": ("x", [{"stop": ("x",)}]),
+        "ignore_eos": (True, [{"ignore_eos": True}]),
     },
     "/v1/completions": {"logprobs": (0, [{"logprobs": True}])},
     "/v1/chat/completions": {"logprobs": (True, [{"logprobs": True}])},
@@ -250,8 +253,8 @@ async def test_wrong_values(
         ({"prompt": ["a", ""]}, "empty_inputs", "prompt[1]: empty"),
         ({"prompt": ["a", 1]}, "invalid_input", "prompt: "),
         ({"prompt": [-1]}, "invalid_input", "prompt: "),
-        ({"prompt": [1, 700]}, "invalid_input", "prompt: a token id is outside the vocabulary of 700"),
-        ({"prompt": [[1], [2**70]]}, "invalid_input", "prompt[1]: a token id is outside"),
+        ({"prompt": [1, 700]}, "invalid_input", "prompt: a token id is out of vocabulary, which has 700"),
+        ({"prompt": [[1], [2**70]]}, "invalid_input", "prompt[1]: a token id is out of vocabulary"),
         ({"prompt": ["a"] * 65, "n": 2}, "invalid_input", "n: makes more than 128 choices"),
         ({"prompt": ["a", "x " * 1024]}, "context_length_exceeded", "prompt[1]: "),
         ({"echo": True, "logprobs": 0}, "unsupported", "echo: "),
@@ -290,11 +293,14 @@ async def test_wrong_chats(client: httpx.AsyncClient, changes: dict[str, Any], c
 @pytest.mark.parametrize(
     ("part", "code", "names"),
     [
-        ({"role": "tool"}, "invalid_input", "messages[1].role: "),
+        ({"role": ""}, "invalid_input", "messages[1].role: "),
+        ({"role": "a role"}, "invalid_input", "messages[1].role: "),
+        ({"role": "user\n"}, "invalid_input", "messages[1].role: "),
+        ({"role": 7}, "invalid_input", "messages[1].role: "),
         ({"content": None}, "invalid_input", "messages[1].content: null is an assistant"),
         ({"tool_call_id": "a"}, "unsupported", "messages[1].tool_call_id: "),
         ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "invalid_input", "messages[1].content"),
-        ({"name": "Ann"}, "unsupported", "messages[1].name: "),
+        ({"name": ""}, "invalid_input", "messages[1].name: "),
         ({"tool_calls": [{}]}, "unsupported", "messages[1].tool_calls: "),
         ({"mood": "good"}, "unknown_field", "messages[1].mood: unknown field; known fields: "),
     ],
@@ -321,3 +327,47 @@ async def test_openapi_describes_bodies_answers_and_chunks(app: FastAPI) -> None
         assert (error["$ref"].rpartition("/")[2], done) == ("OpenAIErrorReply", {"const": "[DONE]"})
     assert {Message.__name__, StreamOptions.__name__} <= set(shapes)
     assert {"/v1/models", "/v1/models/{name}"} <= set(schema["paths"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ROUTES)
+async def test_an_answer_goes_on_behind_its_end_where_a_benchmark_asks_for_it(
+    client: httpx.AsyncClient, route: str, stream: bool
+) -> None:
+    async def ask(**more: Any) -> tuple[str, str, int]:
+        asked = {"prompt": PROMPT} if route == ROUTES[0] else {"messages": [{"role": "user", "content": PROMPT}]}
+        counted = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        response = await client.post(route, json={**asked, "max_tokens": 60, **counted, **more})
+        assert response.status_code == 200, response.text
+        lines = [line.removeprefix("data: ") for line in response.text.split("\n\n")] if stream else [response.text]
+        parts = [json.loads(line) for line in lines if line.startswith("{")]
+        choices = [choice for part in parts for choice in part["choices"]]
+        said = [
+            choice.get("text") or (choice.get("delta") or choice.get("message") or {}).get("content")
+            for choice in choices
+        ]
+        return (
+            "".join(text or "" for text in said),
+            choices[-1]["finish_reason"],
+            parts[-1]["usage"]["completion_tokens"],
+        )
+
+    text, reason, count = await ask()
+    assert (reason, count < 60) == ("stop", True)
+    assert await ask(ignore_eos=False) == (text, reason, count)
+    longer, reason, count = await ask(ignore_eos=True)
+    assert (longer.startswith(text), reason, count) == (True, "length", 60)
+    assert await ask(ignore_eos=True, stop=[longer[len(text) + 3]]) == (
+        longer[: longer.index(longer[len(text) + 3])],
+        "stop",
+        ANY,
+    )
+
+
+async def test_a_tasks_answer_ends_as_it_did_when_it_was_tested(client: httpx.AsyncClient) -> None:
+    status, found, message = await refusal(client, ROUTES[0], model="mera-demo:demo_spam", ignore_eos=True)
+    assert (status, found) == (400, "unsupported")
+    assert message.startswith("ignore_eos: a task's answers end")
+    native = {"inputs": PROMPT, "steering": {"task": "demo_spam"}, "parameters": {"ignore_eos": True}}
+    response = await client.post("/generate", json=native)
+    assert (response.status_code, response.json()["error"]["message"][:22]) == (422, "parameters.ignore_eos:")

@@ -132,15 +132,8 @@ async def test_openapi_describes_streams_and_batches(app: FastAPI) -> None:
     one = resolved(
         schema, resolved(schema, {"$ref": "#/components/schemas/ClassifyReply"})["properties"]["results"]["items"]
     )
-    assert set(one["properties"]) == {
-        "label",
-        "probabilities",
-        "by",
-        "decision",
-        "reason",
-        "predicted_error",
-        "certified",
-    }
+    named = {"label", "by", "probabilities", "decision", "reason", "predicted_error", "certified"}
+    assert set(one["properties"]) == named
 
 
 async def test_the_log_names_the_route_and_never_the_path(

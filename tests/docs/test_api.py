@@ -30,7 +30,6 @@ PARTS = {  # what the page calls a body
     "Message": "`messages`",
     "TextPart": "their parts",
     "StreamOptions": "`stream_options`",
-    "TokenizeBody": "`/tokenize`",
 }
 ADDRESS = "http://127.0.0.1:8000"
 Differs = Callable[[Any, Any], str | None]

@@ -72,7 +72,7 @@ def test_strings_and_token_ids(engine: Any) -> None:
     [
         ("", EmptyInputs, "^prompt: empty"),
         (["a", ""], EmptyInputs, r"^prompt\[1\]: empty"),
-        ([70, 300], InvalidInput, "^prompt: a token id is outside the vocabulary of 300"),
+        ([70, 300], InvalidInput, "^prompt: a token id is out of vocabulary, which has 300"),
         ([[70], [2**70]], InvalidInput, r"^prompt\[1\]: a token id"),
     ],
 )
@@ -117,6 +117,35 @@ def test_what_is_not_a_tasks_prompt_goes_through_the_chat_template(engine: Any) 
     system = turns(("system", "hello"))
     for body, task in ((chat("hello"), two), (chat("a", "b", "c"), one), (system, one)):
         assert chat_prompt(body, task, engine) == chat_prompt(body, None, engine)
+
+
+def test_a_role_of_the_callers_own_is_for_the_chat_template_to_read(engine: Any) -> None:
+    made = chat_prompt(turns(("user", "hello"), ("my-role", "so"), ("tool", "4")), None, engine)
+    assert made.tokens == ids_of("<s><t>u:hello<t>m:so<t>t:4")
+    parts = turns(("my-role", [{"type": "text", "text": "so"}]))
+    assert chat_prompt(parts, None, engine) == chat_prompt(turns(("my-role", "so")), None, engine)
+
+
+@pytest.mark.parametrize(
+    "behind", ["", "{% if m['role'] == 'my-role' and 'x7' in m['content'] %}{{ raise_exception('no') }}{% endif %}"]
+)
+def test_a_message_of_which_the_chat_template_shows_nothing_is_refused(engine: Any, behind: str) -> None:
+    """It would be answered as if it had not been sent."""
+    shown = "{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
+    engine.loaded.tokenizer.chat_template = f"{{% for m in messages %}}{shown}{behind}{{% endfor %}}"
+    with pytest.raises(InvalidInput, match=r"^messages\[1\]\.role: the model's chat template shows nothing") as caught:
+        chat_prompt(turns(("user", "hello"), ("my-role", "hello"), ("user", "why")), None, engine)
+    assert "hello" not in str(caught.value)
+    assert chat_prompt(turns(("user", "hello"), ("my-role", "")), None, engine).tokens == ids_of("hello")
+
+
+def test_the_chat_template_is_told_the_names_of_the_speakers(engine: Any) -> None:
+    engine.loaded.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['name'] or '-' }}:{{ m['content'] }};{% endfor %}"
+    )
+    said = [{"role": "user", "name": "Ann", "content": "hello"}, {"role": "assistant", "name": None, "content": "yes"}]
+    asked = ChatBody.model_validate({"messages": [*said, {"role": "user", "content": "why"}]})
+    assert chat_prompt(asked, None, engine).text == "Ann:hello;-:yes;-:why;"
 
 
 def test_chats_that_are_refused(engine: Any) -> None:

@@ -27,9 +27,9 @@ ALL = [
     (EmptyInputs("messages[1].content: empty"), 400, "invalid_request_error", "messages[1].content", "empty_inputs", "validation"),
     (InvalidInput("body: got an array"), 400, "invalid_request_error", None, "invalid_input", "validation"),
     (PromptTooLong("prompt: too long"), 400, "invalid_request_error", "prompt", "context_length_exceeded", "validation"),
-    (UnknownModel("model: no such model here"), 404, "invalid_request_error", "model", "unknown_model", "validation"),
-    (Unauthorized("authorization: no key"), 401, "authentication_error", None, "unauthorized", "validation"),
-    (Forbidden("authorization: too small"), 403, "permission_error", None, "forbidden", "validation"),
+    (UnknownModel("model: no such model here"), 404, "invalid_request_error", "model", "unknown_model", None),
+    (Unauthorized("authorization: no key"), 401, "authentication_error", None, "unauthorized", None),
+    (Forbidden("authorization: too small"), 403, "permission_error", None, "forbidden", None),
     (RateLimited("key: too often"), 429, "rate_limit_error", None, "rate_limited", "overloaded"),
     (NonFinite("request: not finite"), 500, "server_error", None, "non_finite", "generation"),
     (NotReady("server: loading"), 503, "server_error", None, "not_ready", "generation"),
@@ -40,7 +40,7 @@ ALL = [
 
 
 @pytest.mark.parametrize(("error", "status", "kind", "param", "code", "native"), ALL, ids=lambda value: None)
-def test_both_forms(error: MeraError, status: int, kind: str, param: str | None, code: str, native: str) -> None:
+def test_both_forms(error: MeraError, status: int, kind: str, param: str | None, code: str, native: str | None) -> None:
     told = str(error) or error.code
     assert body_of(error, "/generate") == {"error": {"code": error.code, "message": told}, "error_type": native}
     assert body_of(error, "/v1/completions") == {"error": {"message": told, "type": kind, "param": param, "code": code}}

@@ -148,6 +148,7 @@ def _planned(
         top_k=body.top_k,
         stop=list(body.stops),
         seed=body.seed,
+        ignore_eos=body.ignore_eos,
         details=body.alternatives[1] is not None,
     )
     return plan(

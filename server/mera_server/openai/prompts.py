@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mera_server.openai.schemas import ChatBody
+from mera_server.openai.schemas import ChatBody, Message
 from merasteer.engine import Engine
 from merasteer.errors import EmptyInputs, InvalidInput, NoChatTemplate
 from merasteer.tasks import Prompter, fields_of, matches
-from merasteer.tasks.chat import broken
+from merasteer.tasks.chat import broken, mark
 from merasteer.tasks.prompts import CHOICES
 
 __all__ = ["Prompt", "chat_prompt", "prompts_of"]
+
+_ROLES = frozenset({"system", "user", "assistant"})
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ def chat_prompt(body: ChatBody, prompter: Prompter | None, engine: Engine) -> Pr
         raise NoChatTemplate(
             "messages: this model has no chat template to make a prompt of them; send the prompt to POST /v1/completions"
         )
-    chat = [{"role": _role(message.role), "content": message.text} for message in body.messages]
-    if chat[-1] == {"role": "assistant", "content": ""}:
+    chat = [_told(message) for message in body.messages]
+    if chat[-1]["role"] == "assistant" and not chat[-1]["content"]:
         chat.pop()  # nothing was said: the assistant begins
     begins = not body.continues if body.add_generation_prompt is None else body.add_generation_prompt
     try:
@@ -84,11 +87,32 @@ def chat_prompt(body: ChatBody, prompter: Prompter | None, engine: Engine) -> Pr
             "messages: the model's chat template refuses them; begin with a user message, or a system message if the model "
             "knows that role, and let user and assistant take turns"
         ) from None
+    _check_roles(chat, tokenizer)
     return _of_tokens("messages", tokens, engine)
 
 
-def _role(role: str) -> str:
-    return "system" if role == "developer" else role  # its newer name, which templates do not know
+def _told(message: Message) -> dict[str, str]:
+    """What the template is told of a message; developer is the newer name of system, which templates do not know."""
+    role = "system" if message.role == "developer" else message.role
+    return {"role": role, "content": message.text, **({} if message.name is None else {"name": message.name})}
+
+
+def _check_roles(chat: Sequence[dict[str, str]], tokenizer: Any) -> None:
+    """Raises InvalidInput for a message in a role of the caller's own, or a tool's, of which the template shows nothing."""
+    others = [number for number, message in enumerate(chat) if message["role"] not in _ROLES and message["content"]]
+    if not others:
+        return
+    marked = [{**message, "content": mark(i)} if i in others else message for i, message in enumerate(chat)]
+    try:
+        shown = str(tokenizer.apply_chat_template(marked, tokenize=False))
+    except Exception:  # noqa: BLE001 - the template took the same roles with the texts that were given
+        shown = ""
+    for number in others:
+        if mark(number) not in shown:
+            raise InvalidInput(
+                f"messages[{number}].role: the model's chat template shows nothing of a message in this role; give system, "
+                "user or assistant"
+            )
 
 
 def _task_prompt(body: ChatBody, prompter: Prompter | None) -> str | None:
@@ -121,7 +145,9 @@ def _of_text(field: str, text: str, engine: Engine) -> Prompt:
 def _of_tokens(field: str, tokens: Sequence[int], engine: Engine) -> Prompt:
     """Token ids are taken as they are: nothing is put in front of them."""
     if not all(0 <= token < engine.loaded.vocab for token in tokens):
-        raise InvalidInput(f"{field}: a token id is outside the vocabulary of {engine.loaded.vocab}; give smaller ids")
+        raise InvalidInput(
+            f"{field}: a token id is out of vocabulary, which has {engine.loaded.vocab}; give smaller ids"
+        )
     ids = tuple(tokens)
     full = engine.decode(ids)
     text = str(engine.loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, JsonValue, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from mera_server.neutral import neutral_fields
-from mera_server.schemas import MAX_STOP_STRINGS, Steering, Strict, TopK, _finite
+from mera_server.schemas import MAX_STOP_STRINGS, IgnoreEos, Steering, Strict, TopK, _finite
 
 __all__ = [
     "MAX_CHOICES",
@@ -71,6 +71,7 @@ class OpenAIBody(Strict):
         Field(description=f"a string of 1 to 256 characters, or an array of at most {MAX_STOP_STRINGS} of them"),
     ] = None
     seed: Annotated[int | None, Field(ge=0, le=2**63 - 1, description="an integer from 0 to 2^63 - 1")] = None
+    ignore_eos: IgnoreEos = None
     stream: Annotated[bool | None, Field(description="true, false or null")] = None
     stream_options: Annotated[
         StreamOptions | None, Field(description='an object such as {"include_usage": true}, with stream only')
@@ -124,14 +125,20 @@ class Message(Strict):
     """One message of a chat, or an answer of OpenAI's client, which callers send back as it is."""
 
     role: Annotated[
-        Literal["system", "developer", "user", "assistant"],
-        Field(description="system, developer, user or assistant"),
+        str,
+        Field(
+            pattern=r"^[\w.-]{1,64}$",
+            description="system, developer, user or assistant, or another that the model's chat template shows",
+        ),
     ]
     content: Annotated[
         str | Annotated[list[TextPart], Field(min_length=1)] | None,
         Field(
             description='a string, or an array of {"type": "text", "text": "..."}; null for an assistant that said nothing'
         ),
+    ] = None
+    name: Annotated[
+        str | None, Field(min_length=1, max_length=64, description="a string of 1 to 64 characters, for the template")
     ] = None
 
     @property
@@ -200,7 +207,6 @@ class ChatBody(OpenAIBody):
         return "top_logprobs", (self.top_logprobs or 0) if self.logprobs else None
 
 
-@neutral_fields
 class TokenizeBody(Strict):
     """The body of `POST /tokenize`: a text in vLLM's form or in llama.cpp's, or a chat."""
 
@@ -215,6 +221,9 @@ class TokenizeBody(Strict):
     return_token_strs: Annotated[bool | None, Field(description="true, false or null; true adds the tokens' texts")] = (
         None
     )
+    with_pieces: Annotated[
+        bool | None, Field(description="true, false or null; true tells each token with its text")
+    ] = None
 
 
 class DetokenizeBody(Strict):

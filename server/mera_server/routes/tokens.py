@@ -13,7 +13,7 @@ from mera_server.openai.asks import check_fields
 from mera_server.openai.models import served, task_in
 from mera_server.openai.prompts import chat_prompt
 from mera_server.openai.schemas import ChatBody, DetokenizeBody, TokenizeBody
-from mera_server.replies import DetokenizeReply, TokenizeReply
+from mera_server.replies import DetokenizeReply, PieceReply, TokenizeReply
 from mera_server.routes.generate import ERRORS, takes
 from mera_server.runtime import Runtime
 from merasteer.engine import Engine
@@ -35,13 +35,7 @@ def router(runtime: Runtime) -> APIRouter:
         serving = runtime.serving()
         body = parse(TokenizeBody, await request.body())
         task_in(body.model, served(serving, runtime.settings), serving.catalog)
-        tokens = await asyncio.to_thread(_tokens, body, serving.engine)
-        return TokenizeReply(
-            count=len(tokens),
-            max_model_len=serving.engine.max_tokens,
-            tokens=tokens,
-            token_strs=[serving.engine.decode((token,)) for token in tokens] if body.return_token_strs else None,
-        )
+        return await asyncio.to_thread(_told, body, serving.engine)
 
     @routes.post("/detokenize", openapi_extra=takes(DetokenizeBody))
     async def detokenize(request: Request) -> DetokenizeReply:
@@ -51,11 +45,24 @@ def router(runtime: Runtime) -> APIRouter:
         task_in(body.model, served(serving, runtime.settings), serving.catalog)
         vocab = serving.engine.loaded.vocab
         if not all(token < vocab for token in body.tokens):
-            raise InvalidInput(f"tokens: one is outside the vocabulary of {vocab}; give smaller ids")
+            raise InvalidInput(f"tokens: one is out of vocabulary, which has {vocab}; give smaller ids")
         text = await asyncio.to_thread(serving.engine.decode, body.tokens)
         return DetokenizeReply(prompt=text, content=text)
 
     return routes
+
+
+def _told(body: TokenizeBody, engine: Engine) -> TokenizeReply:
+    """The answer, with the tokens' texts where they are asked for."""
+    tokens = _tokens(body, engine)
+    texts = [engine.decode((token,)) for token in tokens] if body.return_token_strs or body.with_pieces else []
+    pieces = [PieceReply(id=token, piece=text) for token, text in zip(tokens, texts, strict=False)]
+    return TokenizeReply(
+        count=len(tokens),
+        max_model_len=engine.max_tokens,
+        tokens=pieces if body.with_pieces else tokens,
+        token_strs=texts if body.return_token_strs else None,
+    )
 
 
 def _tokens(body: TokenizeBody, engine: Engine) -> list[int]:

@@ -71,6 +71,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.reach = self.reach or reach(self.request)
+        if self.request.ignore_eos:
+            self.eos = frozenset()
 
     def take(self, part: Delivered, step: Step) -> None:
         """Adds one step. Counts are summed; the reads are committed at the answer position (docs/method.md)."""

@@ -59,6 +59,7 @@ class Correction:
         stop: tuple[str, ...] = (),
         logprobs: bool = False,
         trace: bool = False,
+        ignore_eos: bool = False,
     ) -> GenerationRequest:
         """What asks the engine for an answer that is corrected so. The only place that makes a request of a task.
 
@@ -78,6 +79,7 @@ class Correction:
             acts=None if free is None else free.max_new_tokens,
             logprobs=logprobs,
             trace=trace and self.readout is not None,
+            ignore_eos=ignore_eos,
         )
 
 

@@ -51,7 +51,7 @@ class GenerationRequest:
     what follows it is free and unsteered. variants (token ids per class): of a free answer, asks for class probabilities at `position`.
     label_bias: added where the answer is chosen, one per class: to the class scores of `choice`, or to the logits of each class's
     variants; the class probabilities are then those behind the bias. acts: a free answer's policy acts where its first so many tokens
-    are chosen; None: on all that is generated.
+    are chosen; None: on all that is generated. ignore_eos: an end token ends nothing; the answer has max_new_tokens or a stop string.
     """
 
     prompt: Tokens
@@ -66,6 +66,7 @@ class GenerationRequest:
     acts: int | None = None
     logprobs: bool = False
     trace: bool = False
+    ignore_eos: bool = False
 
     @property
     def budget(self) -> int:
