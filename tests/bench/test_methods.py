@@ -86,7 +86,8 @@ def compare(job: Job, found: list[tuple[SteeringVectors, Correction]]) -> None:
         for vectors, correction in found:
             for request in prompts.requests(correction):
                 free = replace(request, choice=None, variants=freely, max_new_tokens=2, acts=2)
-                answers += [(vectors, one, engine.submit(one)) for one in (request, free)]
+                ways = (request,) if vectors.law == "label_probe" else (request, free)  # a free answer has no label
+                answers += [(vectors, one, engine.submit(one)) for one in ways]
         answers = [(vectors, request, future.result(60)) for vectors, request, future in answers]
     for vectors, request, answer in answers:
         truth = plain_generate(job.loaded.model, request.prompt, request.max_new_tokens, vectors, request.policy)

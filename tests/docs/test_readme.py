@@ -73,7 +73,7 @@ def test_the_first_bench_command_needs_no_network(
     asked: list[Any] = []
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
-    monkeypatch.setattr(study, "bench", lambda grid, **_: asked.append(grid) or [])
+    monkeypatch.setattr(study, "bench", lambda grid, *_: asked.append(grid) or [])
     monkeypatch.setattr(study, "write_results", lambda grid, cells: [root / "README.md"])
     monkeypatch.chdir(tmp_path)
     assert main(first_bench(root)) == 0, capsys.readouterr().err

@@ -69,7 +69,7 @@ def facts(table: SlotTable) -> Facts:
 def add(table, vectors) -> int:
     row = table.reserve(vectors)
     table.write(row, vectors)
-    return row
+    return row[0]
 
 
 def test_padding_tokens_belong_to_slot_zero():
