@@ -126,7 +126,7 @@ def test_hooks_follow_what_is_resident(llama, make_vectors):
         assert steering.rehook()
         assert hooked() == 4
         for gone in (row, other):
-            steering.tables["residual"].write(gone, None)
+            steering.tables["residual"].write((gone,), None)
         assert steering.rehook()
         assert hooked() == 0
 
