@@ -18,7 +18,6 @@ import torch
 from scipy.stats import binomtest
 
 from merasteer.pipeline import Bars, Job, Options, prepare
-from merasteer.pipeline.acting import gate_levels
 from merasteer.pipeline.asking import Asker
 from merasteer.pipeline.batch import running
 from merasteer.pipeline.collect import answers_of
@@ -27,6 +26,7 @@ from merasteer.pipeline.fit import vectors_of
 from merasteer.pipeline.gates import Known, reads_of
 from merasteer.pipeline.gradients import gradients
 from merasteer.pipeline.run import stages
+from merasteer.pipeline.steps import gate_levels
 from merasteer.pipeline.workspace import Output
 from merasteer.types import Correction, HookPoint, SteeringVectors
 
@@ -70,6 +70,12 @@ class Bench:
         report = min(steps, key=lambda layer: abs(layer - self.best))
         return SteeringVectors(self.point, weight, self.gate.bias, step, report, "gated")
 
+    def certainty(self) -> torch.Tensor:
+        """q_y of the items that are wrong or nearly so, (n,): ∇E = q_y · ∇(−log q_y)."""
+        items = self.gradients.wrong
+        labels = [self.job.splits.train[i].label for i in items]
+        return torch.from_numpy(answers_of(self.collected).probabilities[items, labels])
+
     def variants(self) -> Iterator[Variant]:
         """All rows."""
         best, everywhere = self.best, {layer: self.gradients.pooled(layer) for layer in self.layers}
@@ -81,9 +87,10 @@ class Bench:
             yield Variant("κ", f"{kappa:g}", one, kappa=kappa)
         for share in SHARES:
             yield Variant("gate open on", f"{share:.0%}", one, share=share)
+        wrong = self.gradients.of_wrong(best)
         for most in (4, 8, 16, 32, 64):
-            yield Variant("gradient items", str(most), self.at({best: self.gradients.pooled(best, most)}))
-        yield Variant("gradient of", "E", self.at({best: self.gradients.pooled(best, of_error=True)}))
+            yield Variant("gradient items", str(most), self.at({best: wrong[:most].mean(0)}))
+        yield Variant("gradient of", "E", self.at({best: (self.certainty()[:, None] * wrong).mean(0)}))
         yield Variant("direction", "gradient", one)
         yield Variant("direction", "mean difference", self.at({best: self.contrast[best].double()}))
         yield Variant("direction", "error probe", self.at({best: self.gate.weight[best].double()}))

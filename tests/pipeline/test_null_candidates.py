@@ -19,10 +19,10 @@ from scipy.stats import binomtest
 from merasteer.method.scores import apply_logit_bias, fit_logit_bias
 from merasteer.method.steering import coefficient, readout
 from merasteer.pipeline import Options
-from merasteer.pipeline.acting import ACTING, acting_readouts, label_probe_readout
 from merasteer.pipeline.calibrate import Choice, choose
 from merasteer.pipeline.fit import thresholds
 from merasteer.pipeline.layers import Reading
+from merasteer.pipeline.steps import ACTING, acting_readouts, label_probe_readout
 from merasteer.probes import directions, error_target, errors, fit_label_probe_at, fit_probes
 from merasteer.store.schema import OWN_METHODS
 from merasteer.types import Correction, SteeringVectors

@@ -96,9 +96,8 @@ class Laws:
             return torch.tensor(marked, device=device) if any(marked) else None
 
         widest = max(map(len, groups.values()), default=0)
-        rows = [
-            (list(groups.get(i, [i])) * widest)[:widest] for i in range(count)
-        ]  # the largest of equal ones is the first
+        # Repeated to the widest: of equal scores the first counts.
+        rows = [(list(groups.get(i, [i])) * widest)[:widest] for i in range(count)]
         gated = torch.tensor([i < len(laws) and laws[i] != "closed_form" for i in range(count)], device=device)
         classes = torch.tensor(rows, device=device) if groups else None
         return cls(gated, those("proportional"), classes, those("label_probe"))

@@ -43,13 +43,13 @@ class Found:
 
 
 class Asker:
-    """One split's items on an engine that holds the vectors. Only the items whose gate may open are asked."""
+    """One split's items on an engine that holds the vectors. Only the items whose answer does not follow are asked."""
 
     def __init__(self, engine: Engine, prompts: Prompts, known: Known, journal: Journal) -> None:
         self._engine, self._prompts, self._known, self._journal = engine, prompts, known, journal
 
     def known(self, correction: Correction) -> Found:
-        """What holds of the items whose gate stays shut."""
+        """What holds of the items that need not be asked."""
         return Found(self._known.answers(correction), self._known.error(correction))
 
     def open(self, correction: Correction) -> Flags:
@@ -83,9 +83,9 @@ class Asker:
         first = np.repeat(np.arange(len(corrections))[:, None], len(self._prompts.tokens), axis=1)
         leaders: dict[Correction, list[int]] = {}
         for k, correction in enumerate(corrections):
-            mine = self._known.open(correction)
+            mine = self._known.surely_open(correction)
             for other in leaders.setdefault(replace(correction, alpha=None), []):
-                shared = mine & self._known.open(corrections[other]) & (first[k] == k)
+                shared = mine & self._known.surely_open(corrections[other]) & (first[k] == k)
                 first[k, shared] = first[other, shared]
             leaders[replace(correction, alpha=None)].append(k)
         return first

@@ -21,7 +21,7 @@ from merasteer.pipeline.workspace import Output
 from merasteer.probes import LabelProbe, fit_label_probe, fit_label_probe_at
 from merasteer.types import HookPoint
 
-__all__ = ["NAMES", "Beside", "beside", "label_probe_at", "label_probe_of"]
+__all__ = ["NAMES", "Beside", "beside", "label_probe_at"]
 
 NAMES = ("logit_bias", "label_probe", "text_classifier")
 Ints = npt.NDArray[np.int64]
@@ -47,7 +47,7 @@ def beside(job: Job, collected: Output) -> Beside:
     return Beside({name: np.asarray(tensors[name].numpy()) for name in NAMES}, probe)
 
 
-def label_probe_of(job: Job, collected: Output) -> LabelProbe:
+def _label_probe(job: Job, collected: Output) -> LabelProbe:
     """Fit to the rows that the error probes are fit to; layer and penalty are chosen on these too."""
     labels = np.array([example.label for example in job.splits.train])
     rows = {point: by_layer(collected, point) for point in job.options.hook_points}
@@ -62,7 +62,7 @@ def label_probe_at(job: Job, collected: Output, point: HookPoint, layer: int) ->
 
 
 def _measure(job: Job, collected: Output) -> Output:
-    probe, splits = label_probe_of(job, collected), job.splits
+    probe, splits = _label_probe(job, collected), job.splits
     rows = layer_rows(collected, probe.hook_point, probe.layer, "test")
     texts = [[example.prompt for example in split] for split in (splits.train, splits.test)]
     labels = [example.label for example in splits.train]

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 
 from merasteer.method.scores import fit_logit_bias
-from merasteer.pipeline.acting import ACTING, Readout, acting_readouts, label_probe_readout
 from merasteer.pipeline.batch import Answers
 from merasteer.pipeline.beside import beside, label_probe_at
 from merasteer.pipeline.collect import answers_of, layer_rows
@@ -27,6 +26,7 @@ from merasteer.pipeline.job import Job
 from merasteer.pipeline.layers import Kind, LayerFit, Reading, beside_one_another, fit_one
 from merasteer.pipeline.options import Grid, Layers
 from merasteer.pipeline.progress import Bar, Bars
+from merasteer.pipeline.steps import ACTING, LOGIT_RANGE, Readout, acting_readouts, alphas_of, label_probe_readout
 from merasteer.pipeline.workspace import Output
 from merasteer.probes import Probes, Selection, error_target, errors, probe_rows, steering_vectors
 from merasteer.probes.sae import load_sae, sae_scores
@@ -37,7 +37,6 @@ __all__ = ["fit", "label_bias_of", "thresholds", "vectors_of"]
 Floats = npt.NDArray[np.float64]
 POINTS = 10  # thresholds per readout
 PAPER_GRID = tuple(np.round(np.linspace(0.05, 0.95, POINTS), 2).tolist())
-LOGIT_RANGE = (-15.0, 9.0)  # the targets lie in ±4.6: thresholds beyond steer everything, or nothing
 FLAT = 1e-6  # standard deviation of the logit target below which there is nothing to fit
 
 
@@ -219,8 +218,7 @@ def thresholds(predicted: Floats, grid: Grid = "logit") -> list[float]:
         return list(PAPER_GRID)
     low, middle, high = np.quantile(predicted, [0.01, 0.9, 0.99])
     first, last = np.clip([low - (high - low), middle], *LOGIT_RANGE).tolist()
-    logits = np.linspace(first, last, POINTS)
-    return sorted({float(f"{1.0 / (1.0 + np.exp(-z)):.6g}") for z in logits})
+    return alphas_of(np.linspace(first, last, POINTS))
 
 
 def _acting(selection: Selection, layers: Layers) -> tuple[int, ...]:

@@ -122,7 +122,7 @@ class Known:
             return np.zeros(n, dtype=np.bool_)
         return (self._gate(correction) | self._said(correction)) & self._settled(correction)
 
-    def open(self, correction: Correction) -> Flags:
+    def surely_open(self, correction: Correction) -> Flags:
         """Where the gate of the one layer that moves is open beyond doubt, (N,); nowhere for a correction whose step depends on α."""
         read = self._one_gate(correction)
         if read is None or read.law not in ("gated", "proportional"):

@@ -10,7 +10,6 @@ part by part, so that a run that was killed goes on behind the last one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from merasteer.pipeline.stored import Layout
 from merasteer.pipeline.workspace import Output
 from merasteer.types import HookPoint, LabelChoice, ServedTask
 
-__all__ = ["ITEMS", "Gradients", "choice_of", "gradients"]
+__all__ = ["Gradients", "gradients"]
 
 ITEMS = 120  # at most, of the items that are wrong or nearly so
 PER_CLASS = 40
@@ -43,37 +42,36 @@ class Gradients:
     def __init__(self, job: Job, collected: Output, point: HookPoint, found: Output) -> None:
         self._job, self._collected, self._point, self._found = job, collected, point, found
 
-    def pooled(self, layer: int, most: int | None = None, *, of_error: bool = False) -> torch.Tensor:
-        """The mean over the items that are wrong or nearly so, (d,), the wrongest first. of_error: of E = 1 − q_y in place of −log q_y."""
-        rows = self._found.facts["pooled"][:most]
-        return self._mean(layer, rows, self._q[rows] if of_error else None)
+    @property
+    def wrong(self) -> list[int]:
+        """The items that are wrong or nearly so, as indices into the training split, the wrongest first."""
+        return [self._found.facts["items"][row] for row in self._found.facts["pooled"]]
+
+    def of_wrong(self, layer: int) -> torch.Tensor:
+        """Their gradients (n, d), in this order."""
+        return self._rows(layer, self._found.facts["pooled"])
+
+    def pooled(self, layer: int) -> torch.Tensor:
+        """The mean of these, (d,)."""
+        return self.of_wrong(layer).mean(0)
 
     def by_class(self, layer: int) -> torch.Tensor:
         """The means over those of each class, (C, d); zeros of a class that has none."""
-        return torch.stack([self._mean(layer, rows) for rows in self._found.facts["by_class"]])
+        groups = [self._rows(layer, rows) for rows in self._found.facts["by_class"]]
+        return torch.stack([rows.sum(0) / max(len(rows), 1) for rows in groups])
 
     def size(self, layer: int) -> float:
         """Mean ‖h‖ over the fitting items."""
         rows = layer_rows(self._collected, self._point, layer)[torch.from_numpy(self._job.fitting)]
         return float(rows.double().norm(dim=-1).mean())
 
-    @cached_property
-    def _q(self) -> torch.Tensor:
-        """q_y of the items, (M,): ∇E = q_y · ∇(−log q_y)."""
-        items = self._found.facts["items"]
-        labels = [self._job.splits.train[i].label for i in items]
-        return torch.from_numpy(answers_of(self._collected).probabilities[items, labels])
-
-    def _mean(self, layer: int, rows: Sequence[int], weights: torch.Tensor | None = None) -> torch.Tensor:
+    def _rows(self, layer: int, rows: Sequence[int]) -> torch.Tensor:
         stored = self._found.stored.get("gradient")
         found = self._found.tensors["gradient"][:, layer] if stored is None else stored.layer(layer)
-        if not rows:
-            return torch.zeros(found.shape[1], dtype=torch.float64)
-        picked = found[list(rows)].double()
-        return (picked if weights is None else picked * weights[:, None]).mean(0)
+        return found[list(rows)].double()
 
 
-def choice_of(task: ServedTask) -> LabelChoice:
+def _choice(task: ServedTask) -> LabelChoice:
     """What the gradient is taken of: the labels that are chosen among, or a free answer's tokens."""
     return task.choice or LabelChoice(task.variants)
 
@@ -104,7 +102,7 @@ def _measure(job: Job, collected: Output, point: HookPoint, name: str, bars: Bar
             try:
                 found = answer_gradients(
                     job.loaded,
-                    choice_of(job.served),
+                    _choice(job.served),
                     [asked.tokens[i] for i in rows],
                     [labels[items[i]] for i in rows],
                     (point,),

@@ -22,6 +22,7 @@ __all__ = ["FIRST", "KEPT", "Ranking", "key_of"]
 
 FIRST = 50
 KEPT = 40
+TITLES = {"mera": "candidates", "label_probe": "the label probe"}
 
 
 def key_of(candidate: Correction) -> str:
@@ -40,14 +41,14 @@ class Ranking:
 
     def __init__(self, asker: Asker, known: Known, labels: npt.NDArray[np.int64], bars: Bars) -> None:
         self._asker, self._known, self._labels, self._bars = asker, known, labels, bars
-        self._batches = 0
         self.changes: dict[str, npt.NDArray[np.int64]] = {}
         self.dropped: set[str] = set()
 
     def gains(self, candidates: Sequence[Correction]) -> list[float]:
-        """The accuracy gained by each on the ordering subset."""
-        self._batches += 1
-        title = "calibrate: candidates" if self._batches == 1 else f"calibrate: candidates, {self._batches}"
+        """The accuracy gained by each on the ordering subset. candidates: one or more of one kind: steps, label probes, or what has a
+        bias.
+        """
+        title = f"calibrate: {TITLES.get(candidates[0].method, 'with the bias')}"
         found = [self._asker.known(one) for one in candidates]
         wanted = [self._asker.open(one) for one in candidates]
         first = [self.first(one) for one in candidates]

@@ -19,7 +19,7 @@ from merasteer.pipeline.options import STAGES, Options, Stage
 from merasteer.pipeline.progress import Bars
 from merasteer.pipeline.publish import publish
 from merasteer.pipeline.report import Report, complete, write_report
-from merasteer.pipeline.workspace import Output
+from merasteer.pipeline.workspace import Output, Workspace
 from merasteer.types import Task
 
 __all__ = ["run", "run_job", "stages"]
@@ -90,11 +90,11 @@ def _check_until(until: str) -> None:
 
 def _stage(job: Job, stage: Stage, compute: Callable[[], Output], bars: Bars) -> Output:
     """The stage's output, from the work folder if it is there."""
-    workspace = {"collect": job.ground, "fit": job.readouts}.get(stage, job.workspace)
+    workspace = _workspace(job, stage)
     found = workspace.load(stage)
     if found is not None:
         bars.say(f"{stage}: taken from an earlier run")
-        discard(workspace.folder, stage)
+        _forget(job, stage)
         return found
     start = time.perf_counter()
     output = compute()
@@ -102,8 +102,18 @@ def _stage(job: Job, stage: Stage, compute: Callable[[], Output], bars: Bars) ->
     if not output.stored:  # else it has been written as it came
         output = Output({**output.facts, "seconds": seconds}, output.tensors)
         workspace.save(stage, output)
-    discard(workspace.folder, stage)
-    if stage == "calibrate" and job.column is None:  # other rows of a bench go on with it
-        discard(job.readouts.folder, RANKING)
+    _forget(job, stage)
     bars.say(f"{stage}: done in {seconds:.1f} s")
     return output
+
+
+def _workspace(job: Job, stage: Stage) -> Workspace:
+    """Where a stage leaves its output."""
+    return {"collect": job.ground, "fit": job.readouts}.get(stage, job.workspace)
+
+
+def _forget(job: Job, stage: Stage) -> None:
+    """Discards what a finished stage had under way; what other rows of a bench go on with stays."""
+    discard(_workspace(job, stage).folder, stage)
+    if stage == "calibrate" and job.column is None:
+        discard(job.readouts.folder, RANKING)

@@ -27,9 +27,7 @@ class ClassReadouts:
                 f"class readouts: weight {tuple(self.weight.shape)}, bias {tuple(self.bias.shape)} and step "
                 f"{tuple(self.step.shape)} do not agree; give (A, C, d), (A, C) and (A, C, d)"
             )
-        for name in ("weight", "bias", "step"):
-            if not torch.isfinite(getattr(self, name)).all():
-                raise InvalidInput(f"class readouts: {name} holds a value that is not finite; fit the probe again")
+        _check_finite("class readouts", self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +56,7 @@ class SteeringVectors:
                 f"steering vectors: weight {tuple(self.weight.shape)}, bias {tuple(self.bias.shape)} and step "
                 f"{tuple(self.step.shape)} do not agree; give (L, d), (L,) and (L, d)"
             )
-        for name in ("weight", "bias", "step"):
-            if not torch.isfinite(getattr(self, name)).all():
-                raise InvalidInput(f"steering vectors: {name} holds a value that is not finite; fit the probe again")
+        _check_finite("steering vectors", self)
         if not 0 <= self.report_layer < layers:
             raise InvalidInput(f"steering vectors: report_layer {self.report_layer} is outside 0..{layers - 1}")
         acting = len(self.active_layers)
@@ -80,6 +76,12 @@ class SteeringVectors:
     def active_layers(self) -> tuple[int, ...]:
         """Layers whose readout is not zero."""
         return tuple(torch.nonzero(self.weight.abs().sum(-1) > 0).flatten().tolist())
+
+
+def _check_finite(kind: str, held: ClassReadouts | SteeringVectors) -> None:
+    for name in ("weight", "bias", "step"):
+        if not torch.isfinite(getattr(held, name)).all():
+            raise InvalidInput(f"{kind}: {name} holds a value that is not finite; fit the probe again")
 
 
 @dataclass(frozen=True)

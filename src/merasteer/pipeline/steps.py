@@ -18,14 +18,14 @@ from merasteer.pipeline.layers import Reading
 from merasteer.probes import LabelProbe
 from merasteer.types import LAWS, ClassReadouts, Direction, HookPoint, SteeringVectors
 
-__all__ = ["ACTING", "SHARES", "STRENGTHS", "Readout", "acting_readouts", "gate_levels", "label_probe_readout", "tried"]
+__all__ = ["ACTING", "LOGIT_RANGE", "Readout", "acting_readouts", "alphas_of", "gate_levels", "label_probe_readout"]
 
 Floats = npt.NDArray[np.float64]
 ACTING: tuple[Direction, ...] = ("gradient", "proportional", "gradient_by_label")
 TRIED = 4  # layers, from the first to the last that reads the error
 STRENGTHS = (0.3, 0.6)  # κ
 SHARES = (0.05, 0.1, 0.15, 0.25, 0.5)  # of the ordering subset whose gate is open
-LOGIT_RANGE = (-15.0, 9.0)  # thresholds beyond open every gate, or none
+LOGIT_RANGE = (-15.0, 9.0)  # the targets lie in ±4.6: thresholds beyond open every gate, or none
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def acting_readouts(
 
     readings: the error probe of every layer; acting: the layers where it reads the error, the best first. label_probe_at: fits one there.
     """
-    layers = tried(sorted(acting))
+    layers = _tried(sorted(acting))
     steps = {layer: _step(found.pooled(layer), found.size(layer)) for layer in acting}
     for name in names:
         for layer in layers:
@@ -74,7 +74,7 @@ def label_probe_readout(readings: Sequence[Reading], probe: LabelProbe) -> Reado
     return _readout(key, probe.hook_point, "label_probe", readings, nothing, probe.layer, classes)
 
 
-def tried(acting: Sequence[int]) -> list[int]:
+def _tried(acting: Sequence[int]) -> list[int]:
     """Up to `TRIED` of the layers, evenly spaced, the first and the last among them."""
     places = np.linspace(0, len(acting) - 1, min(TRIED, len(acting))).round().astype(int)
     return [acting[place] for place in sorted(set(places.tolist()))]
@@ -86,8 +86,12 @@ def gate_levels(z: Floats, shares: Sequence[float] = SHARES) -> list[float]:
     """
     low, high = float(z.min()), float(z.max())
     logits = [low - (high - low) - 1.0, *(float(np.quantile(z, 1.0 - share)) for share in shares)]
-    clipped = np.clip(logits, *LOGIT_RANGE)
-    return sorted({float(f"{1.0 / (1.0 + np.exp(-value)):.6g}") for value in clipped})
+    return alphas_of(logits)
+
+
+def alphas_of(logits: Sequence[float] | Floats) -> list[float]:
+    """The thresholds at these logits, ascending, each once, to six digits."""
+    return sorted({float(f"{1.0 / (1.0 + np.exp(-value)):.6g}") for value in np.clip(logits, *LOGIT_RANGE)})
 
 
 def _readout(
